@@ -1,0 +1,47 @@
+"""bilevel: trustworthy hypergradients and learned sample weights for pairs of PyTorch objectives."""
+
+from bilevel.hypergradients import (
+    GaussNewton,
+    HypergradientMethod,
+    HypergradientWarning,
+    Implicit,
+    Unrolled,
+    hypergradient,
+)
+from bilevel.inner_optimizers import InnerOptimizer, adam, adamw, sgd
+from bilevel.linear_solvers import ConjugateGradient, Dense, LinearSolver, Neumann
+from bilevel.modules import parameters_of, problem_from_modules
+from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES
+from bilevel.problem import BilevelProblem
+from bilevel.results import Hypergradient, SolveResult
+from bilevel.schedule import Schedule
+from bilevel.trainer import BilevelTrainer, TrainingDiverged
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BilevelProblem",
+    "BilevelTrainer",
+    "hypergradient",
+    "Hypergradient",
+    "HypergradientMethod",
+    "HypergradientWarning",
+    "Unrolled",
+    "Implicit",
+    "GaussNewton",
+    "ConjugateGradient",
+    "Neumann",
+    "Dense",
+    "LinearSolver",
+    "SolveResult",
+    "InnerOptimizer",
+    "sgd",
+    "adam",
+    "adamw",
+    "Schedule",
+    "TrainingDiverged",
+    "parameters_of",
+    "problem_from_modules",
+    "INNER_OBJECTIVES",
+    "OUTER_OBJECTIVES",
+]

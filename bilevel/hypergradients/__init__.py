@@ -1,0 +1,18 @@
+"""Hypergradient methods: one idea a file, one signature, one door (`hypergradient`)."""
+
+from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning
+from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
+from bilevel.hypergradients.gauss_newton import GaussNewton
+from bilevel.hypergradients.implicit import Implicit
+from bilevel.hypergradients.unrolled import Unrolled
+
+__all__ = [
+    "METHODS",
+    "GaussNewton",
+    "HypergradientMethod",
+    "HypergradientWarning",
+    "Implicit",
+    "Unrolled",
+    "hypergradient",
+    "resolve_method",
+]

@@ -1,0 +1,58 @@
+"""The one door to a hypergradient, by method object or by registry name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bilevel.hypergradients.base import HypergradientMethod
+from bilevel.hypergradients.gauss_newton import GaussNewton
+from bilevel.hypergradients.implicit import Implicit
+from bilevel.linear_solvers import ConjugateGradient, Neumann
+from bilevel.problem import BilevelProblem
+from bilevel.registry import Registry
+from bilevel.results import Hypergradient
+from bilevel.tree import Tree
+
+METHODS: Registry[HypergradientMethod] = Registry("hypergradient method")
+METHODS.register("conjugate_gradient", Implicit(ConjugateGradient()))
+METHODS.register("neumann", Implicit(Neumann()))
+METHODS.register("gauss_newton", GaussNewton())
+METHODS.register("gauss_newton_as_published", GaussNewton(as_published=True))
+
+
+def resolve_method(method: HypergradientMethod | str) -> HypergradientMethod:
+    """Return a method object for an object or a registry name."""
+    return METHODS[method] if isinstance(method, str) else method
+
+
+def hypergradient(
+    problem: BilevelProblem,
+    inner: Tree,
+    outer: Tree,
+    inner_batches: Sequence[Any],
+    outer_batch: Any,
+    method: HypergradientMethod | str = "conjugate_gradient",
+) -> Hypergradient:
+    """Derivative of the outer loss at the inner solution with respect to the outer variables.
+
+    Args:
+        problem: the two losses.
+        inner: tree of inner variables, at or near a minimum of the inner loss (for `Unrolled`: the start).
+        outer: tree of outer variables.
+        inner_batches: batches for the inner loss, one per unrolled step; implicit methods average over them.
+        outer_batch: batch for the outer loss.
+        method: a method object, or one of `conjugate_gradient`, `neumann`, `gauss_newton`, `gauss_newton_as_published`.
+
+    Returns:
+        `.value`, `.direct` and `.indirect` (trees like `outer`), `.stats`. Nothing passed in is changed.
+
+    Raises:
+        ValueError: for an unknown name, an empty tree, no batch, or a loss that is not a scalar.
+
+    Example:
+        >>> import torch
+        >>> f = BilevelProblem(lambda w, a, _: (w - 3 * a) ** 2 / 2, lambda w, a, _: (w - 1) ** 2 / 2)
+        >>> w, a = torch.tensor(6.0), torch.tensor(2.0)
+        >>> hypergradient(f, w, a, [None], None).value  # b (w - c) = 3 * (6 - 1)
+        tensor(15.)
+    """
+    return resolve_method(method)(problem, inner, outer, inner_batches, outer_batch)

@@ -1,0 +1,60 @@
+"""Rank-one Gauss-Newton hypergradient, with its correct and its published sign."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.problem import BilevelProblem, mean_inner_loss
+from bilevel.results import Hypergradient
+from bilevel.tree import Tree, as_variables, dot, gradient, scale
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """`dF/da - rho df/da` with `rho = <dF/dw, df/dw> / |df/dw|^2`: two gradients of each loss, no second derivative.
+
+    Replacing H by the rank-one matrix g g' and d2f/da dw by (df/da) g', with g = df/dw, in the implicit function
+    theorem gives this form. It is exact for one-dimensional w with f = a/2 (w - b x)^2, undefined at df/dw = 0, and its
+    indirect part is zero where f does not depend on a at fixed w. Where |df/dw| <= eps * (1 + |dF/dw|) the indirect
+    part is set to zero and `stats["degenerate"]` says so.
+
+    Attributes:
+        as_published: use `dF/da + step_size * rho * df/da`, the sign and scale of semantic-priors (2026, equation 8
+            and code), which is opposite to the theorem's.
+        step_size: eta in the published form, the inner learning rate.
+        eps: relative threshold of degeneracy.
+
+    Source: Liu et al. (TPAMI 2024) for the minus sign; the published form as named above.
+    """
+
+    as_published: bool = False
+    step_size: float = 1e-3
+    eps: float = 1e-12
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Evaluate four gradients; see the class."""
+        batches = checked_batches(inner, outer, inner_batches)
+        outer_part = outer_gradients(problem, inner, outer, outer_batch)
+        w, a = as_variables(inner), as_variables(outer)
+        loss = mean_inner_loss(problem, w, a, batches)
+        inner_w, inner_a = gradient(loss, (w, a))
+        squared = dot(inner_w, inner_w)
+        threshold = (self.eps * (1 + dot(outer_part.inner, outer_part.inner).sqrt())) ** 2
+        degenerate = squared <= threshold
+        rho = dot(outer_part.inner, inner_w) / torch.where(degenerate, torch.ones_like(squared), squared)
+        rho = torch.where(degenerate, torch.zeros_like(rho), rho)
+        factor = self.step_size * rho if self.as_published else -rho
+        stats = {
+            "method": "gauss_newton",
+            "as_published": self.as_published,
+            "rho": rho,
+            "degenerate": degenerate,
+            "inner_loss": loss.detach(),
+            "inner_gradient_norm": squared.sqrt(),
+        }
+        return assemble(outer_part, scale(factor, inner_a), stats)

@@ -1,0 +1,44 @@
+"""Direct solve with the dense matrix, for small problems and as the oracle of the others."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.results import SolveResult
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Build H column by column (n products, n^2 numbers) and solve by LU, or by least squares if H is singular.
+
+    Attributes:
+        rtol: `converged` means |H v - b| <= rtol * |b|.
+        max_size: refuse systems with more unknowns than this.
+    """
+
+    rtol: float = 1e-6
+    max_size: int = 5000
+
+    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
+        """Solve for `b` of shape `(n,)`.
+
+        Raises:
+            ValueError: if n exceeds `max_size`.
+        """
+        n = b.numel()
+        if n > self.max_size:
+            raise ValueError(
+                f"`Dense` was asked for {n} unknowns, more than max_size={self.max_size}; use ConjugateGradient or "
+                "Neumann, which need no matrix."
+            )
+        identity = torch.eye(n, dtype=b.dtype, device=b.device)
+        matrix = torch.stack([matvec(row) for row in identity], dim=1)
+        value, info = torch.linalg.solve_ex(matrix, b)
+        if bool(info != 0) or not bool(value.isfinite().all()):
+            value = torch.linalg.lstsq(matrix, b[:, None], driver="gelsd" if b.device.type == "cpu" else None).solution
+            value = value[:, 0]
+        symmetric = (matrix + matrix.T) / 2
+        curvature = torch.linalg.eigvalsh(symmetric)[0]
+        return finish(value, n, matrix @ value - b, self.rtol * b.norm(), curvature)

@@ -1,0 +1,87 @@
+"""From nn.Modules and closures over them to the pure functions of a `BilevelProblem`.
+
+A loss is written the ordinary way, `loss(inner_module, outer_module, batch)`. Here it becomes a function of two dicts
+of parameters, evaluated through `torch.func.functional_call`. Buffers (BatchNorm statistics, say) are values: every
+evaluation works on copies, so a hypergradient never changes them. Tied parameters stay tied.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bilevel.problem import BilevelProblem
+from bilevel.tree import Tree
+
+ModuleLoss = Callable[[Any, Any, Any], Tensor]
+"""`loss(inner_module, outer_module, batch) -> 0-d tensor`."""
+
+
+class _Closure(nn.Module):
+    """Both modules under one roof, so that one functional call replaces the parameters of both."""
+
+    def __init__(self, inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> None:
+        super().__init__()
+        self.inner = inner
+        self.outer = outer
+        self._loss = loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._loss(self.inner, self.outer, batch)
+
+
+def parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters of a module by name, detached; shared ones stand once."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def pure_loss(inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> Callable[[Tree, Tree, Any], Tensor]:
+    """Turn `loss(inner_module, outer_module, batch)` into `loss(inner_tree, outer_tree, batch)`.
+
+    Args:
+        inner: module whose trainable parameters form the inner tree (`parameters_of(inner)`).
+        outer: module whose trainable parameters form the outer tree.
+        loss: closure over both; it must use the modules it is handed, not ones it has captured.
+
+    Returns:
+        A function of the trees that leaves the modules as they are.
+
+    Raises:
+        ValueError: if the modules share a trainable parameter: list it on one side only.
+    """
+    shared = {id(p) for p in inner.parameters() if p.requires_grad} & {
+        id(p) for p in outer.parameters() if p.requires_grad
+    }
+    if shared:
+        names = [name for name, p in outer.named_parameters() if id(p) in shared]
+        raise ValueError(
+            f"`inner` and `outer` share the parameters {names}; keep them in `inner`, and pass `shared=` to the "
+            "trainer if the outer objective is to move them directly."
+        )
+    closure = _Closure(inner, outer, loss)
+
+    def pure(inner_tree: Tree, outer_tree: Tree, batch: Any) -> Tensor:
+        values = {f"inner.{name}": value for name, value in inner_tree.items()}
+        values |= {f"outer.{name}": value for name, value in outer_tree.items()}
+        values |= {name: buffer.detach().clone() for name, buffer in closure.named_buffers()}
+        out: Tensor = functional_call(closure, values, (batch,))
+        return out
+
+    return pure
+
+
+def problem_from_modules(
+    inner: nn.Module, outer: nn.Module, inner_loss: ModuleLoss, outer_loss: ModuleLoss
+) -> BilevelProblem:
+    """A `BilevelProblem` over the trainable parameters of two modules.
+
+    Example:
+        >>> model, weight = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1)
+        >>> problem = problem_from_modules(
+        ...     model, weight, lambda m, w, x: w(m(x)).mean(), lambda m, w, x: m(x).square().mean()
+        ... )
+        >>> problem.outer_loss(parameters_of(model), parameters_of(weight), torch.zeros(3, 2)).shape
+        torch.Size([])
+    """
+    return BilevelProblem(pure_loss(inner, outer, inner_loss), pure_loss(inner, outer, outer_loss))

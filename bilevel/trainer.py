@@ -1,0 +1,308 @@
+"""BilevelTrainer: alternate inner steps on one objective and outer steps on another."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from bilevel.events import ProgressBar, call_hooks
+from bilevel.hypergradients import HypergradientMethod, hypergradient, resolve_method
+from bilevel.modules import ModuleLoss, parameters_of, problem_from_modules
+from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES, resolve_objective
+from bilevel.schedule import Schedule
+
+FORMAT = 1
+CHECK_EVERY = 20  # inner steps between looks at the loss: each look waits for the device
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite; the message names the batch, and the last checkpoint is as it was."""
+
+
+class BilevelTrainer:
+    """Train `inner` on the inner objective while the outer objective steers `outer` by hypergradients.
+
+    Each epoch makes one ordinary optimizer step per inner batch: `w <- w - optimizer(df/dw)`. After the epochs that
+    `schedule` names, each outer step estimates `dF(w*(a), a)/da` with `method` on fresh batches and steps `a` with the
+    outer optimizer. Hypergradients are computed on copies; they change neither `inner` nor any buffer.
+
+    Args:
+        inner: module whose trainable parameters are the inner variables w.
+        outer: module whose trainable parameters are the outer variables a (sample weights, say). A module without
+            parameters, such as `UniformWeights`, makes this an ordinary training loop.
+        inner_loss: `f(inner, outer, batch) -> 0-d tensor`, or the name of a registered inner objective.
+        outer_loss: `F(inner, outer, batch) -> 0-d tensor`, or the name of a registered outer objective.
+        inner_batches: batches of an epoch: a list, a DataLoader or any iterable that can be iterated again. If it has
+            `set_epoch(epoch)`, that is called first; shuffling that depends on the epoch alone makes resume exact.
+        outer_batches: batches of the outer loss, in the same forms.
+        inner_optimizer: a torch optimizer over the parameters of `inner`.
+        outer_optimizer: a torch optimizer over those of `outer` (and of `shared`, if it is to move them).
+        method: a hypergradient method or its registry name.
+        schedule: when outer steps are due.
+        shared: parameters of `inner` that the outer step moves as well, along their direct gradient dF/dw; they must
+            stand in `outer_optimizer`.
+        inner_scheduler: a torch learning-rate scheduler, stepped after every inner step.
+        hooks: objects with some of the methods of `bilevel.events.Hook`.
+        state: further objects with `state_dict` and `load_state_dict` to be checkpointed, by name.
+        checkpoint: file for the checkpoint, written atomically after every epoch; None writes none.
+        config: plain data that identifies the run; resuming with another config is refused, naming the difference.
+        describe_batch: names a batch in the message of `TrainingDiverged`.
+        progress: show a progress bar.
+
+    Attributes:
+        epoch: number of finished epochs.
+        history: one dict of numbers per finished epoch.
+
+    Example:
+        >>> import torch, torch.nn.functional as F
+        >>> from bilevel.reweighting import TableWeights
+        >>> x, y, clean = torch.randn(32, 3), torch.zeros(32).long(), [(torch.randn(8, 3), torch.zeros(8).long())]
+        >>> model, weights = torch.nn.Linear(3, 2), TableWeights.per_sample(32)
+        >>> trainer = BilevelTrainer(
+        ...     model, weights,
+        ...     inner_loss=lambda m, w, b: (w(b[2]) * F.cross_entropy(m(b[0]), b[1], reduction="none")).mean(),
+        ...     outer_loss=lambda m, w, b: F.cross_entropy(m(b[0]), b[1]),
+        ...     inner_batches=[(x, y, torch.arange(32))], outer_batches=clean,
+        ...     inner_optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        ...     outer_optimizer=torch.optim.Adam(weights.parameters(), 0.1), progress=False,
+        ... )
+        >>> len(trainer.fit(2))
+        2
+    """
+
+    def __init__(
+        self,
+        inner: nn.Module,
+        outer: nn.Module,
+        *,
+        inner_loss: ModuleLoss | str,
+        outer_loss: ModuleLoss | str | None = None,
+        inner_batches: Iterable[Any],
+        outer_batches: Iterable[Any] | None = None,
+        inner_optimizer: torch.optim.Optimizer,
+        outer_optimizer: torch.optim.Optimizer | None = None,
+        method: HypergradientMethod | str = "gauss_newton",
+        schedule: Schedule | None = None,
+        shared: Iterable[nn.Parameter] = (),
+        inner_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        hooks: Iterable[Any] = (),
+        state: Mapping[str, Any] | None = None,
+        checkpoint: Path | str | None = None,
+        config: Mapping[str, Any] | None = None,
+        describe_batch: Callable[[Any], str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.inner, self.outer = inner, outer
+        self.inner_loss = resolve_objective(inner_loss, INNER_OBJECTIVES)
+        self.inner_batches, self.outer_batches = inner_batches, outer_batches
+        self.inner_optimizer, self.outer_optimizer = inner_optimizer, outer_optimizer
+        self.method = resolve_method(method)
+        self.schedule = schedule or Schedule()
+        self.inner_scheduler = inner_scheduler
+        self.hooks = [*hooks, *([ProgressBar()] if progress else [])]
+        self.checkpoint = Path(checkpoint) if checkpoint is not None else None
+        self.config = dict(config or {})
+        self.describe_batch = describe_batch or (lambda batch: "")
+        self.epoch = 0
+        self.total_epochs = 0
+        self.history: list[dict[str, float]] = []
+        self._state = dict(state or {})
+        self._outer_taken = 0
+        self._inner_parameters = [p for p in inner.parameters() if p.requires_grad]
+        self._shared = [(n, p) for n, p in inner.named_parameters() if any(p is s for s in shared)]
+        self.bilevel = bool(self._shared) or any(p.requires_grad for p in outer.parameters())
+        if self.bilevel:
+            if outer_loss is None or outer_batches is None or outer_optimizer is None:
+                raise ValueError(
+                    "`outer` has trainable parameters, so `outer_loss`, `outer_batches` and `outer_optimizer` are all "
+                    "needed; use UniformWeights() as `outer` for plain training."
+                )
+            self.problem = problem_from_modules(
+                inner, outer, self.inner_loss, resolve_objective(outer_loss, OUTER_OBJECTIVES)
+            )
+        if not self._inner_parameters:
+            raise ValueError("`inner` has no trainable parameters.")
+
+    def track(self, name: str, part: Any) -> None:
+        """Checkpoint one more object (with `state_dict` and `load_state_dict`) under `name`."""
+        self._state[name] = part
+
+    def fit(self, epochs: int) -> list[dict[str, float]]:
+        """Train until `epochs` epochs are finished in total and return the history.
+
+        Raises:
+            TrainingDiverged: if a loss is not finite; the last checkpoint is kept.
+            KeyboardInterrupt: passed on; the checkpoint of the last finished epoch is on disk.
+        """
+        self.total_epochs = epochs
+        try:
+            call_hooks(self.hooks, "on_fit_start", self)
+            if self.epoch == 0:
+                self.save()
+            while self.epoch < epochs:
+                metrics = self._inner_epoch(self.epoch + 1)
+                if self.bilevel and self.schedule.due(self.epoch + 1):
+                    metrics |= self._outer_phase(self.epoch + 1)
+                self.epoch += 1
+                call_hooks(self.hooks, "on_epoch_end", self, self.epoch, metrics)
+                self.history.append(metrics)
+                self.save()
+        finally:
+            call_hooks(self.hooks, "on_fit_end", self)
+        return self.history
+
+    def _inner_epoch(self, epoch: int) -> dict[str, float]:
+        _set_epoch(self.inner_batches, epoch)
+        self.inner.train()
+        losses: list[Tensor] = []
+        unchecked: list[str] = []
+        for step, batch in enumerate(self.inner_batches):
+            loss = self.inner_loss(self.inner, self.outer, batch)
+            self.inner_optimizer.zero_grad(set_to_none=True)
+            loss.backward(inputs=self._inner_parameters)  # type: ignore[no-untyped-call]
+            self.inner_optimizer.step()
+            if self.inner_scheduler is not None:
+                self.inner_scheduler.step()
+            losses.append(loss.detach())
+            unchecked.append(self.describe_batch(batch))
+            if len(unchecked) == CHECK_EVERY:
+                self._check_finite(losses[-CHECK_EVERY:], unchecked, epoch, step)
+                unchecked = []
+            call_hooks(self.hooks, "on_inner_step", self, epoch, step)
+        if not losses:
+            raise ValueError("`inner_batches` gave no batch; it must be iterable once per epoch (a list or a loader).")
+        if unchecked:
+            self._check_finite(losses[-len(unchecked) :], unchecked, epoch, len(losses) - 1)
+        return {"inner_loss": float(torch.stack(losses).mean())}
+
+    def _check_finite(self, losses: Sequence[Tensor], names: Sequence[str], epoch: int, last: int) -> None:
+        finite = torch.stack(list(losses)).isfinite().tolist()
+        if all(finite):
+            return
+        first = finite.index(False)
+        value = float(losses[first])
+        kept = f"; the checkpoint of epoch {self.epoch} is kept in {self.checkpoint}" if self.checkpoint else ""
+        name = f" ({names[first]})" if names[first] else ""
+        raise TrainingDiverged(
+            f"The inner loss is {value} in epoch {epoch}, batch {last - len(losses) + 1 + first}{name}{kept}. Check "
+            "that batch for values that are not finite, or lower the learning rate."
+        )
+
+    def _outer_phase(self, epoch: int) -> dict[str, float]:
+        assert self.outer_batches is not None
+        k, n = self.schedule.steps, self.schedule.inner_batches
+        inner_batches = _take(self.inner_batches, k * n, epoch, self._outer_taken * n)
+        outer_batches = _take(self.outer_batches, k, epoch, self._outer_taken)
+        losses = []
+        for step, outer_batch in enumerate(outer_batches):
+            losses.append(self.outer_step(inner_batches[step * n : (step + 1) * n], outer_batch, epoch, step))
+        self._outer_taken += k
+        loss = float(torch.stack(losses).mean())
+        if loss != loss or abs(loss) == float("inf"):
+            raise TrainingDiverged(f"The outer loss is {loss} in epoch {epoch}; lower the outer learning rate.")
+        return {"outer_loss": loss}
+
+    def outer_step(self, inner_batches: Sequence[Any], outer_batch: Any, epoch: int = 0, step: int = 0) -> Tensor:
+        """Make one outer step on the given batches and return the outer loss before it."""
+        assert self.outer_optimizer is not None
+        w, a = parameters_of(self.inner), parameters_of(self.outer)
+        if not a:  # shared variables only: a direct step, with a constant in place of the outer tree
+            a = {"": torch.zeros((), device=self._inner_parameters[0].device)}
+        found = hypergradient(self.problem, w, a, inner_batches, outer_batch, self.method)
+        self.outer_optimizer.zero_grad(set_to_none=True)
+        for name, p in self.outer.named_parameters():
+            if p.requires_grad:
+                p.grad = found.value[name]
+        for name, p in self._shared:
+            p.grad = found.inner_gradient[name]
+        self.outer_optimizer.step()
+        call_hooks(self.hooks, "on_outer_step", self, epoch, step, found)
+        return found.outer_loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as plain data."""
+        parts = {f"state.{name}": part for name, part in self._state.items()}
+        parts |= {f"hook.{i}": h for i, h in enumerate(self.hooks) if hasattr(h, "state_dict")}
+        parts |= {"inner": self.inner, "outer": self.outer, "inner_optimizer": self.inner_optimizer}
+        if self.outer_optimizer is not None:
+            parts["outer_optimizer"] = self.outer_optimizer
+        if self.inner_scheduler is not None:
+            parts["inner_scheduler"] = self.inner_scheduler
+        return {
+            "format": FORMAT,
+            "config": self.config,
+            "epoch": self.epoch,
+            "history": self.history,
+            "outer_taken": self._outer_taken,
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `state_dict`.
+
+        Raises:
+            ValueError: if it belongs to another format or config; the message names the first difference.
+        """
+        if state.get("format") != FORMAT:
+            raise ValueError(f"This checkpoint has format {state.get('format')!r}; this version reads {FORMAT}.")
+        for key in sorted(self.config.keys() | state["config"].keys()):
+            old, new = state["config"].get(key), self.config.get(key)
+            if old != new:
+                raise ValueError(
+                    f"The checkpoint was made with {key}={old!r}, this run has {key}={new!r}; resume with the old "
+                    "value, or start afresh."
+                )
+        parts = state["parts"]
+        for name, part in parts.items():
+            kind, _, rest = name.partition(".")
+            if kind == "state":
+                self._state[rest].load_state_dict(part)
+            elif kind == "hook":
+                self.hooks[int(rest)].load_state_dict(part)
+            else:
+                getattr(self, name).load_state_dict(part)
+        self.epoch = state["epoch"]
+        self.history = list(state["history"])
+        self._outer_taken = state["outer_taken"]
+        restore_random_state(state["random"])
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is a file for it."""
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, self.state_dict())
+
+    def resume(self) -> bool:
+        """Load the checkpoint if there is one; return whether there was."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return False
+        self.load_state_dict(load_checkpoint(self.checkpoint))
+        return True
+
+
+def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
+    setter = getattr(batches, "set_epoch", None)
+    if setter is not None:
+        setter(epoch)
+
+
+def _take(batches: Iterable[Any], n: int, epoch: int, offset: int) -> list[Any]:
+    """The next `n` batches: a sequence goes on where it stopped, a loader starts a fresh (shuffled) pass."""
+    if isinstance(batches, Sequence):
+        return [batches[(offset + i) % len(batches)] for i in range(n)]
+    _set_epoch(batches, epoch)
+    return list(islice(_cycle(batches), n))
+
+
+def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("`inner_batches` or `outer_batches` is empty.")

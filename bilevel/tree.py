@@ -1,0 +1,113 @@
+"""Vector-space operations on trees of tensors (nested dicts, lists, tuples; one tensor is a tree too)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+
+Tree: TypeAlias = Any
+"""Nested dicts, lists and tuples whose leaves are tensors."""
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree, in a fixed order (dict keys sorted)."""
+    return list(optree.tree_leaves(tree))
+
+
+def map_leaves(function: Callable[..., Tensor], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `function` leaf by leaf; all trees must share one structure."""
+    return optree.tree_map(function, tree, *rest)
+
+
+def rebuild(tree: Tree, new_leaves: Sequence[Tensor]) -> Tree:
+    """A tree of the structure of `tree` that holds `new_leaves`."""
+    return optree.tree_unflatten(optree.tree_structure(tree), list(new_leaves))
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Tree of zeros."""
+    return map_leaves(torch.zeros_like, tree)
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """A + b."""
+    return map_leaves(torch.add, a, b)
+
+
+def scale(factor: Tensor | float, tree: Tree) -> Tree:
+    """Factor * tree."""
+    return map_leaves(lambda x: factor * x, tree)
+
+
+def dot(a: Tree, b: Tree) -> Tensor:
+    """Sum over all leaves of <a, b>, a 0-d tensor."""
+    return torch.stack([torch.sum(x * y) for x, y in zip(leaves(a), leaves(b), strict=True)]).sum()
+
+
+def norm(tree: Tree) -> Tensor:
+    """Euclidean norm over all leaves, a 0-d tensor."""
+    return dot(tree, tree).sqrt()
+
+
+def ravel(tree: Tree) -> Tensor:
+    """All leaves as one `(n,)` vector."""
+    return torch.cat([x.reshape(-1) for x in leaves(tree)])
+
+
+def unravel(vector: Tensor, like: Tree) -> Tree:
+    """Inverse of `ravel` for a tree of the shapes of `like`."""
+    like_leaves = leaves(like)
+    parts = torch.split(vector, [x.numel() for x in like_leaves])
+    return rebuild(like, [p.view_as(x) for p, x in zip(parts, like_leaves, strict=True)])
+
+
+def as_variables(tree: Tree) -> Tree:
+    """Detached leaves that require gradients: fresh variables with the values of `tree`."""
+    return map_leaves(lambda x: x.detach().requires_grad_(True), tree)
+
+
+def gradient(output: Tensor, variables: Tree, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tree:
+    """D output / d variables, with zeros (not None) for variables that `output` does not use."""
+    wanted = leaves(variables)
+    if not output.requires_grad:
+        return zeros_like(variables)
+    grads = torch.autograd.grad(
+        output,
+        wanted,
+        create_graph=create_graph,
+        retain_graph=create_graph if retain_graph is None else retain_graph,
+        allow_unused=True,
+    )
+    return rebuild(variables, [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)])
+
+
+def vector_jacobian(outputs: Tree, variables: Tree, vector: Tree, *, retain_graph: bool = False) -> Tree:
+    """Vector' (d outputs / d variables), zeros for unused variables and for outputs that are constants."""
+    pairs = [(y, v) for y, v in zip(leaves(outputs), leaves(vector), strict=True) if y.requires_grad]
+    wanted = leaves(variables)
+    if not pairs:
+        return zeros_like(variables)
+    ys, vs = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(ys, wanted, vs, retain_graph=retain_graph, allow_unused=True)
+    return rebuild(variables, [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)])
+
+
+def check_variables(tree: Tree, name: str) -> None:
+    """Raise unless `tree` holds at least one tensor and all are floating point on one device.
+
+    Raises:
+        TypeError: for a leaf that is no floating point tensor.
+        ValueError: for an empty tree or leaves on several devices.
+    """
+    found = leaves(tree)
+    if not found:
+        raise ValueError(f"`{name}` is an empty tree; it must hold at least one tensor.")
+    for leaf in found:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            kind = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+            raise TypeError(f"`{name}` holds {kind}; every leaf must be a floating point tensor.")
+    devices = {leaf.device for leaf in found}
+    if len(devices) > 1:
+        raise ValueError(f"`{name}` lies on several devices ({', '.join(map(str, devices))}); move it to one.")

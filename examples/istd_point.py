@@ -1,0 +1,14 @@
+"""Infrared small target detection from one point per target, from the data to a deployable student.
+
+    python examples/istd_point.py                                  # synthetic scenes, a few minutes on a CPU
+    python examples/istd_point.py --data DIR --preset cpu --out runs/x --vfm-random
+
+Every flag is explained by --help; the same run from Python is `istd.run.run(config, dataset, out)`.
+"""
+
+import sys
+
+from istd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main([*sys.argv[1:], *([] if "--data" in sys.argv else ["--beside", "plain"])]))

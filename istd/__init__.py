@@ -1,0 +1,10 @@
+"""istd: infrared small target detection from single points, with a frozen vision foundation model as a teacher.
+
+Importing this package, and running a trained student, needs no timm and loads no foundation model.
+"""
+
+from istd.export import load_student, save_student
+from istd.predict import StudentPredictor
+from istd.students import create_student
+
+__all__ = ["StudentPredictor", "create_student", "load_student", "save_student"]

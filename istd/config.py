@@ -1,0 +1,167 @@
+"""The frozen configuration of one run, its presets and its checks."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bilevel.registry import Registry
+from istd.labels import INITIAL_MASKS
+from istd.losses import SEGMENTATION_LOSSES
+from istd.methods import METHODS, hypergradient_variant
+from istd.students import STUDENTS
+
+DEFAULT_VFM = "vit_small_plus_patch16_dinov3.lvd1689m"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on besides its data. Defaults are those of the `paper` preset.
+
+    Attributes:
+        method: row of `istd.methods.METHODS`.
+        student: registry name of the student network.
+        width: factor on the student's channels.
+        preset: name of the preset that this started from.
+        seed: seed of weights, crops and clusters.
+        epochs: passes over the training pool.
+        batch_size: images per step.
+        crop: side of training crops in pixels.
+        lr: peak learning rate of AdamW.
+        weight_decay: of AdamW.
+        cosine: anneal the learning rate to 1 % of `lr` along a cosine.
+        loss: segmentation loss.
+        student_loss: weight of the student's own loss beside the teacher's; published 0.
+        teacher_share: share of every batch that passes through the teacher as well; published 1.
+        averaging: decay of the moving average of weights that is evaluated and exported; 0 switches it off.
+        scale: zoom augmentation (see `Augmentation`).
+        gain: contrast augmentation.
+        noise: noise augmentation.
+        initial: rule that draws the start masks.
+        evolve_from: label evolution starts after this share of the epochs (published: 0.2 of 300).
+        evolve_every: period of label updates in epochs.
+        anchors: what label evolution never removes, "points" or (published) "start".
+        evolve_decay: factor per update on label pixels that no prediction confirms.
+        evolve_relative: measure a prediction's confidence against its region's maximum; published False.
+        evolve_cap: largest region size that raises its threshold, in units of L; published infinity.
+        alarms: false components per point that hard-sample admission allows; published 5.
+        vfm: timm name of the frozen teacher.
+        vfm_weights: local weight file, or None for the hub.
+        vfm_random: use random weights, labelled as such everywhere.
+        vfm_view: "image" (whole image, features computed once) or "crop" (published).
+        vfm_size: side that the VFM sees in the image view.
+        share_batch_norm: let teacher and student update one set of BatchNorm statistics, as published.
+        variant: hypergradient of the cluster weights: implicit, gauss-newton or published.
+        weighted_outer: weight the outer loss by the learned weights, as published.
+        clusters: number of clusters, or None to scale it with the validation split.
+        bilevel_every: period of outer phases in epochs.
+        bilevel_steps: outer steps per phase.
+        outer_lr: learning rate of the cluster logits.
+        shared_lr: learning rate of the student's direct outer step; None takes a tenth of `lr`.
+        evaluate_every: period of validation in epochs.
+        select_on: "val", or "test" to reproduce the sources' choice on the test split.
+    """
+
+    method: str = "semantic-priors"
+    student: str = "alcl"
+    width: float = 1.0
+    preset: str = "paper"
+    seed: int = 0
+    epochs: int = 300
+    batch_size: int = 16
+    crop: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    cosine: bool = True
+    loss: str = "bce+soft-iou"
+    student_loss: float = 1.0
+    teacher_share: float = 1.0
+    averaging: float = 0.998
+    scale: float = 1.0
+    gain: float = 1.0
+    noise: float = 0.0
+    initial: str = "half-maximum"
+    evolve_from: float = 0.2
+    evolve_every: int = 5
+    anchors: str = "points"
+    evolve_decay: float = 0.97
+    evolve_relative: bool = True
+    evolve_cap: float = 1.0
+    alarms: float = 1.0
+    vfm: str = DEFAULT_VFM
+    vfm_weights: str | None = None
+    vfm_random: bool = False
+    vfm_view: str = "image"
+    vfm_size: int = 256
+    share_batch_norm: bool = False
+    variant: str = "implicit"
+    weighted_outer: bool = False
+    clusters: int | None = None
+    bilevel_every: int = 5
+    bilevel_steps: int = 4
+    outer_lr: float = 0.05
+    shared_lr: float | None = None
+    evaluate_every: int = 10
+    select_on: str = "val"
+
+    def __post_init__(self) -> None:
+        for registry, name in (
+            (METHODS, self.method),
+            (STUDENTS, self.student),
+            (SEGMENTATION_LOSSES, self.loss),
+            (INITIAL_MASKS, self.initial),
+        ):
+            registry[name]  # raises with the known names
+        hypergradient_variant(self.variant, self.lr)
+        for field, allowed in (
+            ("vfm_view", ("image", "crop")),
+            ("anchors", ("points", "start")),
+            ("select_on", ("val", "test")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"`{field}` must be one of {', '.join(allowed)}, got {getattr(self, field)!r}.")
+        for field in ("epochs", "batch_size", "evolve_every", "bilevel_every", "bilevel_steps", "evaluate_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
+        if self.crop < 32 or self.crop % 32:
+            raise ValueError(f"`crop` must be a positive multiple of 32, got {self.crop}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for files and comparisons."""
+        return asdict(self)
+
+
+PRESETS: Registry[Config] = Registry("preset")
+PRESETS.register("paper", Config())
+PRESETS.register(
+    "cpu",
+    replace(
+        Config(),
+        preset="cpu",
+        width=0.5,
+        epochs=150,
+        batch_size=8,
+        crop=128,
+        lr=2e-3,
+        vfm_size=128,
+        bilevel_every=10,
+        evolve_every=10,
+    ),
+)
+PRESETS.register(
+    "smoke",
+    replace(
+        Config(),
+        preset="smoke",
+        width=0.5,
+        epochs=24,
+        batch_size=8,
+        crop=64,
+        lr=4e-3,
+        vfm="vit_tiny_patch16_224",
+        vfm_size=64,
+        vfm_random=True,
+        evaluate_every=4,
+        averaging=0.95,
+        bilevel_every=6,
+        evolve_every=4,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Data: folder layouts, point labels, synthetic scenes, training crops."""

@@ -1,0 +1,176 @@
+"""Training batches: random crops with their pseudo-masks, a pure function of (seed, epoch)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from istd.data.layouts import Sample
+
+T = TypeVar("T", bound=np.generic)
+
+
+class Batch(NamedTuple):
+    """A training batch.
+
+    Attributes:
+        image: `(B, 1, H, W)` normalised intensities.
+        target: `(B, 1, H, W)` pseudo-mask, 0 or 1.
+        samples: `(B,)` positions of the samples in the list that the labels and weights are kept for.
+        tokens: `(B, K, N, D)` frozen features for the teacher, or None without one.
+    """
+
+    image: Tensor
+    target: Tensor
+    samples: Tensor
+    tokens: Tensor | None
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """`(x - mean) / std` with constants of the training images; travels with an exported student."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample]) -> "Normalisation":
+        """Mean and standard deviation over all pixels of the training images."""
+        count = sum(s.image.size for s in samples)
+        mean = sum(float(s.image.sum(dtype=np.float64)) for s in samples) / count
+        variance = sum(float(np.square(s.image - mean).sum(dtype=np.float64)) for s in samples) / count
+        return cls(mean, max(variance**0.5, 1e-3))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Normalise intensities in [0, 1]."""
+        return (image - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a crop varies.
+
+    Attributes:
+        crop: side in pixels.
+        on_target: share of crops placed around a random point; the rest lie anywhere.
+        scale: zoom factors are drawn log-uniformly from [1/scale, scale]; 1 switches it off.
+        gain: contrast factors are drawn log-uniformly from [1/gain, gain]; 1 switches it off.
+        noise: standard deviation of added Gaussian noise, in units of intensity 1.
+    """
+
+    crop: int = 128
+    on_target: float = 0.7
+    scale: float = 1.0
+    gain: float = 1.0
+    noise: float = 0.0
+
+
+class CropLoader:
+    """Batches of random crops, flips and rotations; epoch e of seed s is always the same, whatever came before.
+
+    Args:
+        samples: all samples that have labels; `Batch.samples` counts in this list.
+        target: `target(i)` gives the current `(H, W)` bool pseudo-mask of sample i.
+        pool: `pool()` gives the indices that take part now.
+        batch_size: samples per batch; a last smaller batch is dropped unless it is the only one.
+        augmentation: see `Augmentation`.
+        normalisation: applied to every image.
+        tokens: `tokens(indices, crops)` gives the frozen features of a batch from sample indices and the unnormalised
+            crops `(B, 1, H, W)`, or None without a teacher.
+        seed: seed of all randomness.
+        device: where batches are put.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        target: Callable[[int], NDArray[np.bool_]],
+        pool: Callable[[], NDArray[np.int64]],
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        normalisation: Normalisation,
+        tokens: Callable[[Tensor, Tensor], Tensor] | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.samples, self.target, self.pool = samples, target, pool
+        self.batch_size, self.augmentation, self.normalisation = batch_size, augmentation, normalisation
+        self.tokens, self.seed, self.device = tokens, seed, torch.device(device)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose which epoch the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return max(len(self.pool()) // self.batch_size, 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of the current epoch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.pool())
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield self._batch(order[start : start + self.batch_size], rng)
+
+    def _batch(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        crops = [self._crop(int(i), rng) for i in indices]
+        image = torch.stack([c[0] for c in crops]).to(self.device)
+        target = torch.stack([c[1] for c in crops]).to(self.device)
+        index = torch.as_tensor(indices, device=self.device)
+        tokens = None if self.tokens is None else self.tokens(index, image)
+        return Batch(self.normalisation(image), target, index, tokens)
+
+    def _crop(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        a = self.augmentation
+        sample, mask = self.samples[i], self.target(i)
+        side = a.crop if a.scale == 1.0 else round(a.crop * a.scale ** rng.uniform(-1, 1))
+        image, mask = _reflect_to(sample.image, side), _reflect_to(mask, side)
+        focus = self._focus(sample, rng)
+        corner = [_place(image.shape[axis], side, None if focus is None else int(focus[axis]), rng) for axis in (0, 1)]
+        window = (slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side))
+        x = torch.from_numpy(np.ascontiguousarray(image[window]))[None]
+        y = torch.from_numpy(np.ascontiguousarray(mask[window])).float()[None]
+        if side != a.crop:
+            size = (a.crop, a.crop)
+            x = F.interpolate(x[None], size, mode="bilinear", align_corners=False, antialias=side > a.crop)[0]
+            y = F.interpolate(y[None], size, mode="bilinear", align_corners=False, antialias=side > a.crop)[0]
+            y = (y >= 0.5).float()
+        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+        x, y = torch.rot90(x, turns, (1, 2)), torch.rot90(y, turns, (1, 2))
+        if flip:
+            x, y = x.flip(2), y.flip(2)
+        if a.gain != 1.0:
+            factor = a.gain ** rng.uniform(-1, 1)
+            x = (x - x.mean()) * factor + x.mean()
+        if a.noise > 0.0:
+            noise = rng.standard_normal(x.shape, dtype=np.float32)
+            x = x + torch.from_numpy(noise) * (a.noise * rng.uniform())
+        return x, y
+
+    def _focus(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.int64] | None:
+        if len(sample.points) == 0 or rng.uniform() >= self.augmentation.on_target:
+            return None
+        return np.asarray(sample.points[rng.integers(len(sample.points))])
+
+
+def _place(length: int, side: int, focus: int | None, rng: np.random.Generator) -> int:
+    """Start of a window of `side` in `length` pixels: anywhere, or anywhere that holds `focus`."""
+    low, high = 0, length - side
+    if focus is not None:
+        low, high = max(focus - side + 1, 0), min(focus, length - side)
+    return int(rng.integers(low, max(high, low) + 1))
+
+
+def _reflect_to(array: NDArray[T], side: int) -> NDArray[T]:
+    """Mirror an image or mask at its far borders until both sides reach `side`."""
+    while min(array.shape) < side:
+        missing = [(0, min(max(side - n, 0), n - 1)) for n in array.shape]
+        array = np.pad(array, missing, mode="reflect")
+    return array

@@ -1,0 +1,132 @@
+"""Point labels: one pixel per target, synthesised from masks or read from the files that users have.
+
+Points are `(n, 2)` int64 arrays of (row, column). The two synthetic kinds are those of Ying et al. (LESPS, 2023):
+`centroid` is the floor of the region centroid, `coarse` adds Gaussian noise in proportion to the bounding box.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from istd.regions import find_regions
+
+Points = NDArray[np.int64]
+
+NO_POINTS: Points = np.zeros((0, 2), dtype=np.int64)
+
+
+def centroid_points(mask: NDArray[np.generic]) -> Points:
+    """Floor of the centroid of every 8-connected region of `mask`, `(n, 2)` rows and columns."""
+    regions = find_regions(mask)
+    return np.floor(regions.centroids).astype(np.int64).reshape(-1, 2)
+
+
+def coarse_points(mask: NDArray[np.generic], seed: int) -> Points:
+    """A random point inside every region: centroid + N(0, 1/4) * half the box sides, redrawn until it hits the region.
+
+    Args:
+        mask: `(H, W)`, non-zero on targets.
+        seed: seed of the generator; the same seed gives the same points.
+
+    Source: Ying et al. (LESPS, CVPR 2023), coarse point labels.
+    """
+    rng = np.random.default_rng(seed)
+    regions = find_regions(mask)
+    points = []
+    for i, (rows, cols) in enumerate(regions.boxes):
+        half = np.array([rows.stop - rows.start, cols.stop - cols.start]) / 2
+        inside = np.argwhere(regions.labels == i + 1)
+        for _ in range(100):
+            p = np.floor(regions.centroids[i] + rng.normal(0.0, 0.5, 2) * half).astype(np.int64)
+            if (inside == p).all(axis=1).any():
+                break
+        else:  # a ring around its own centroid can reject every draw
+            p = inside[rng.integers(len(inside))]
+        points.append(p)
+    return np.array(points, dtype=np.int64).reshape(-1, 2)
+
+
+def jittered_points(points: Points, radius: float, shape: tuple[int, int], seed: int) -> Points:
+    """Move every point by `radius` pixels in a random direction (clipped to the image): annotation error in tests."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, len(points))
+    moved = np.rint(points + radius * np.stack([np.sin(angle), np.cos(angle)], axis=1)).astype(np.int64)
+    return np.clip(moved, 0, np.array(shape) - 1)
+
+
+def check_points(points: Points, shape: tuple[int, int], name: str) -> Points:
+    """Return `points` unchanged, or raise if one lies outside an image of `shape`.
+
+    Raises:
+        ValueError: naming the image, the point and the image's size.
+    """
+    outside = (points < 0).any(axis=1) | (points >= np.array(shape)).any(axis=1)
+    if outside.any():
+        row, col = points[outside][0]
+        raise ValueError(
+            f"Image {name!r}: the point (x={col}, y={row}) lies outside the image of {shape[1]}x{shape[0]} pixels "
+            "(width x height); x counts columns and y rows, both from 0."
+        )
+    return points
+
+
+def read_points_csv(path: Path) -> dict[str, Points]:
+    """Read `image,x,y` rows (a header is required; x counts columns, y rows, from 0; fractions are floored).
+
+    Returns:
+        Image name without extension -> points. An image without targets may stand with empty x and y.
+
+    Raises:
+        ValueError: if a column is missing or a number does not parse, naming file and line.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = {(c or "").strip().lower(): c for c in reader.fieldnames or ()}
+        missing = [c for c in ("image", "x", "y") if c not in columns]
+        if missing:
+            raise ValueError(f"{path}: no column {missing[0]!r}; the first line must read 'image,x,y'.")
+        for row in reader:
+            name = Path(row[columns["image"]].strip()).stem
+            x, y = (row[columns[c]] or "" for c in ("x", "y"))
+            points = found.setdefault(name, [])
+            if not x.strip() and not y.strip():
+                continue
+            try:
+                points.append((int(np.floor(float(y))), int(np.floor(float(x)))))
+            except (ValueError, OverflowError):
+                raise ValueError(f"{path}, line {reader.line_num}: x={x!r}, y={y!r} are not two numbers.") from None
+    return {name: np.array(p, dtype=np.int64).reshape(-1, 2) for name, p in found.items()}
+
+
+def read_points_coco(path: Path) -> dict[str, Points]:
+    """Read COCO JSON: a point is an annotation's first keypoint, else the centre of its `bbox` [x, y, w, h].
+
+    Returns:
+        Image name without extension -> points, with an empty entry for images without annotations.
+
+    Raises:
+        ValueError: if the file is not COCO JSON or an annotation has neither keypoint nor box.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+        annotations = content["annotations"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not COCO JSON ({error!r}); it needs 'images' and 'annotations'.") from None
+    found: dict[str, list[tuple[int, int]]] = {name: [] for name in names.values()}
+    for annotation in annotations:
+        if annotation.get("image_id") not in names:
+            raise ValueError(f"{path}: annotation of unknown image_id {annotation.get('image_id')!r}.")
+        if annotation.get("keypoints"):
+            x, y = annotation["keypoints"][:2]
+        elif annotation.get("bbox"):
+            left, top, width, height = annotation["bbox"]
+            x, y = left + (width - 1) / 2, top + (height - 1) / 2
+        else:
+            raise ValueError(f"{path}: annotation {annotation.get('id')!r} has neither 'keypoints' nor 'bbox'.")
+        found[names[annotation["image_id"]]].append((int(np.floor(y)), int(np.floor(x))))
+    return {name: np.array(p, dtype=np.int64).reshape(-1, 2) for name, p in found.items()}

@@ -1,0 +1,232 @@
+"""From a frozen config and a dataset to a trained, evaluated student: the single place of assembly."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bilevel import BilevelTrainer, Schedule
+from bilevel.reweighting import ClusterWeights, UniformWeights
+from istd.clusters import cluster_count, describe_images
+from istd.config import Config
+from istd.data.crops import Augmentation, CropLoader, Normalisation
+from istd.data.layouts import Dataset, Sample
+from istd.hooks import Averaging, LabelUpdates, Selection
+from istd.labels import INITIAL_MASKS, HardSampleAdmission, InitialMask, LabelEvolution, PseudoMasks
+from istd.methods import METHODS, hypergradient_variant
+from istd.metrics import evaluate_masks
+from istd.objectives import Segmentation, StudentOuter, TeacherInner
+from istd.predict import predict
+from istd.students import create_student, stages_of
+from istd.teacher import SCAM, FrozenVFM, Teacher, cached_tokens, crop_tokens, image_tokens, load_vfm
+
+STRENGTHS = {"alcl": 0.12, "mlcl": 0.55}  # SCAM strength per student in the release of semantic-priors
+
+
+@dataclass
+class Experiment:
+    """One run: its data, its networks and the trainer that ties them together.
+
+    Args:
+        config: the run's configuration.
+        dataset: three splits of samples.
+        device: where to train.
+        checkpoint: file for the checkpoint, or None.
+        progress: show progress bars.
+    """
+
+    config: Config
+    dataset: Dataset
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    checkpoint: Path | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        config, dataset = self.config, self.dataset
+        self.method = METHODS[config.method]
+        torch.manual_seed(config.seed)
+        self.samples: tuple[Sample, ...] = dataset.train + dataset.val
+        self.training = np.arange(len(dataset.train))
+        self.validation = np.arange(len(dataset.train), len(self.samples))
+        self.labels = self._start_labels()
+        self.normalisation = Normalisation.fit(dataset.train)
+        student = create_student(config.student, config.width)
+        # Channels-last convolutions run at more than twice the speed on CPUs, and feed tensor cores on GPUs.
+        self.student: Any = student.to(self.device).to(memory_format=torch.channels_last)
+        self.stride = max(32, *(stage.stride for stage in stages_of(student)))
+        self.vfm: FrozenVFM | None = self._load_vfm() if self.method.teacher else None
+        self.tokens = self.image_tokens(self.samples)
+        self.network: nn.Module = self._teacher(self.vfm) if self.vfm is not None else self.student
+        self.weights = self._sample_weights().to(self.device)
+        self.averaging = Averaging(self.network, config.averaging)
+        self.selection = Selection(
+            self.averaging,
+            self._test_score if config.select_on == "test" else self._validation_score,
+            config.evaluate_every,
+        )
+        self.trainer = self._trainer()
+
+    def fit(self) -> None:
+        """Train to the end (from the checkpoint, if the trainer has resumed one)."""
+        self.trainer.fit(self.config.epochs)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    def _start_labels(self) -> PseudoMasks:
+        if self.method.truth:
+            truths = iter(self.samples)
+
+            def rule(image: NDArray[np.float32], points: NDArray[np.int64]) -> InitialMask:
+                sample = next(truths)
+                truth = sample.truth()
+                if truth is None:
+                    raise ValueError(f"method='full' trains on true masks, but image {sample.name!r} has none.")
+                return InitialMask(truth, np.ones(len(points), dtype=bool))
+
+            return PseudoMasks(self.samples, rule, admit_all=True)
+        labels = PseudoMasks(self.samples, INITIAL_MASKS[self.config.initial], admit_all=not self.method.evolves)
+        labels.admitted[self.validation] = True
+        if not labels.admitted[self.training].any():
+            labels.admitted[:] = True  # nothing to start from otherwise
+        return labels
+
+    def _load_vfm(self) -> FrozenVFM:
+        c = self.config
+        return load_vfm(c.vfm, c.vfm_weights, c.vfm_random).to(self.device)
+
+    def _teacher(self, vfm: FrozenVFM) -> Teacher:
+        channels = [stage.channels for stage in stages_of(self.student)]
+        scam = SCAM(vfm.depth, vfm.dim, channels, strength=STRENGTHS[self.config.student])
+        return Teacher(self.student, scam, self.config.share_batch_norm).to(self.device)
+
+    def _sample_weights(self) -> nn.Module:
+        if self.method.weights == "uniform":
+            return UniformWeights()
+        k = self.config.clusters or cluster_count(len(self.validation))
+        descriptors = describe_images([s.image for s in self.samples])
+        return ClusterWeights.fit(descriptors, min(k, len(self.samples)), self.config.seed)
+
+    def _loader(self, indices: NDArray[np.int64], seed: int) -> CropLoader:
+        c = self.config
+        tokens: Callable[[Tensor, Tensor], Tensor] | None = None
+        if self.vfm is not None and self.tokens is not None:
+            tokens = cached_tokens(self.tokens) if c.vfm_view == "image" else crop_tokens(self.vfm)
+        return CropLoader(
+            self.samples,
+            self.labels.hard,
+            lambda: indices[self.labels.admitted[indices]],
+            batch_size=c.batch_size,
+            augmentation=Augmentation(c.crop, scale=c.scale, gain=c.gain, noise=c.noise),
+            normalisation=self.normalisation,
+            tokens=tokens,
+            seed=seed,
+            device=self.device,
+        )
+
+    def _trainer(self) -> BilevelTrainer:
+        c = self.config
+        train, val = self._loader(self.training, 2 * c.seed), self._loader(self.validation, 2 * c.seed + 1)
+        optimizer = torch.optim.AdamW(self.network.parameters(), c.lr, weight_decay=c.weight_decay)
+        scheduler = None
+        if c.cosine:
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * len(train), 0.01 * c.lr)
+        hooks: list[Any] = [self.averaging]
+        if self.method.evolves:
+            start = max(round(c.evolve_from * c.epochs), 1)
+            rules = self._evolution(), HardSampleAdmission(alarms=c.alarms)
+            stop = round(0.8 * c.epochs)
+            hooks.append(LabelUpdates(self.labels, self._averaged_teacher, *rules, start, c.evolve_every, stop))
+        hooks.append(self.selection)
+        common: dict[str, Any] = {
+            "inner_batches": train,
+            "inner_optimizer": optimizer,
+            "inner_scheduler": scheduler,
+            "hooks": hooks,
+            "state": {"labels": self.labels},
+            "checkpoint": self.checkpoint,
+            "config": c.as_dict() | {"dataset": self.dataset.name, "images": len(self.samples)},
+            "describe_batch": self._describe,
+            "progress": self.progress,
+        }
+        if not isinstance(self.network, Teacher):
+            return BilevelTrainer(self.network, self.weights, inner_loss=Segmentation(c.loss), **common)
+        shared = list(self.student.parameters())
+        groups = [
+            {"params": list(self.weights.parameters()), "lr": c.outer_lr, "weight_decay": 0.0},
+            {"params": shared, "lr": 0.1 * c.lr if c.shared_lr is None else c.shared_lr},
+        ]
+        return BilevelTrainer(
+            self.network,
+            self.weights,
+            inner_loss=TeacherInner(c.loss, student=c.student_loss, share=c.teacher_share),
+            outer_loss=StudentOuter(c.loss, weighted=c.weighted_outer),
+            outer_batches=val,
+            outer_optimizer=torch.optim.AdamW([g for g in groups if g["params"]]),
+            method=hypergradient_variant(c.variant, c.lr),
+            schedule=Schedule(every=c.bilevel_every, steps=c.bilevel_steps, start=c.bilevel_every),
+            shared=shared,
+            **common,
+        )
+
+    def _evolution(self) -> LabelEvolution:
+        c = self.config
+        return LabelEvolution(cap=c.evolve_cap, decay=c.evolve_decay, anchors=c.anchors, relative=c.evolve_relative)
+
+    def _describe(self, batch: Any) -> str:
+        return "images " + ", ".join(self.samples[int(i)].name for i in batch.samples)
+
+    # --- predictions -------------------------------------------------------------------------------------------------
+
+    def predict_student(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of the averaged student on one `(H, W)` image."""
+        student = getattr(self.averaging.module, "student", self.averaging.module)
+        return predict(lambda x: student(x.expand(-1, 3, -1, -1)), image, self.normalisation, self.stride, self.device)
+
+    def predict_teacher(self, image: NDArray[np.float32], tokens: Tensor) -> NDArray[np.float32]:
+        """Probabilities of the averaged teacher on one `(H, W)` image with its `(K, N, D)` tokens."""
+        teacher = self.averaging.module
+        one = tokens[None].to(self.device).float()
+        return predict(lambda x: teacher(x, one).teacher, image, self.normalisation, self.stride, self.device)
+
+    def _averaged_teacher(self, i: int) -> NDArray[np.float32]:
+        if self.tokens is None:
+            return self.predict_student(self.samples[i].image)
+        return self.predict_teacher(self.samples[i].image, self.tokens[i])
+
+    def _validation_score(self) -> dict[str, float]:
+        """What point supervision has: agreement with validation pseudo-masks, and the points found."""
+        pairs = [
+            (self.predict_student(self.samples[i].image) > 0.5, self.labels.hard(i)) for i in self.validation.tolist()
+        ]
+        found = evaluate_masks(pairs)
+        return {"score": (found["IoU"] + found["nIoU"]) / 2} | found
+
+    def _test_score(self) -> dict[str, float]:
+        found = evaluate_masks(_truths(self.dataset.test, [self.predict_student(s.image) for s in self.dataset.test]))
+        return {"score": found["IoU"]} | found
+
+    def image_tokens(self, samples: Sequence[Sample]) -> Tensor | None:
+        """Frozen features of whole images, `(n, K, N, D)`, or None for a method without a teacher."""
+        if self.vfm is None:
+            return None
+        return image_tokens(self.vfm, [s.image for s in samples], self.config.vfm_size, self.device, self.progress)
+
+    def load_best(self) -> None:
+        """Put the selected weights into the averaged network."""
+        self.averaging.module.load_state_dict(self.selection.best["weights"])
+
+
+def _truths(
+    samples: Sequence[Sample], predictions: Sequence[NDArray[np.float32]]
+) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    pairs = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        truth = sample.truth()
+        assert truth is not None
+        pairs.append((prediction > 0.5, truth))
+    return pairs

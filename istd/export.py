@@ -1,0 +1,60 @@
+"""Saving and loading students as safetensors, with all that inference needs in the file's own metadata."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from bilevel.checkpoint import write_atomically
+from istd.data.crops import Normalisation
+from istd.predict import StudentPredictor
+from istd.students import create_student
+
+
+def save_student(
+    path: Path, student: nn.Module, name: str, width: float, normalisation: Normalisation, **facts: object
+) -> None:
+    """Write a student atomically.
+
+    Args:
+        path: a `.safetensors` file.
+        student: the bare network.
+        name: its registry name.
+        width: its width factor.
+        normalisation: the constants of its training.
+        **facts: further JSON data for the metadata (method, seed, dataset).
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
+    about = {"student": name, "width": width, "mean": normalisation.mean, "std": normalisation.std, **facts}
+    content = save(tensors, metadata={"istd": json.dumps(about)})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_student(path: Path | str, device: torch.device | str = "cpu") -> StudentPredictor:
+    """Load a student for inference.
+
+    Returns:
+        A predictor: `(H, W)` image in [0, 1] -> `(H, W)` probabilities.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it was not written by `save_student`.
+
+    Example:
+        >>> predictor = load_student("runs/demo/student.safetensors")  # doctest: +SKIP
+        >>> probabilities = predictor(image)  # doctest: +SKIP
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no student at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["istd"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        student = create_student(about["student"], about["width"])
+        student.load_state_dict(tensors)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is no student written by this library ({type(error).__name__}: {error}).") from error
+    return StudentPredictor(student, Normalisation(about["mean"], about["std"]), device)

@@ -1,0 +1,49 @@
+"""The pseudo-masks of a run as one value: soft labels, where their points are, and which images take part."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from istd.data.layouts import Sample
+from istd.labels.initial import InitialRule
+
+ADMIT_AT = 0.8  # share of an image's points that the start must have got right (PAL, 2025)
+
+
+class PseudoMasks:
+    """Soft pseudo-masks in [0, 1] of a list of samples; the training target is `soft > 0.5`.
+
+    Attributes:
+        soft: one `(H, W)` float32 array per sample.
+        start: the masks that training started from, `(H, W)` bool.
+        points: one `(n, 2)` array per sample.
+        admitted: `(N,)` bool, which samples take part in training so far.
+    """
+
+    def __init__(self, samples: Sequence[Sample], rule: InitialRule, admit_all: bool = False) -> None:
+        drawn = [rule(s.image, s.points) for s in samples]
+        self.start = [d.mask for d in drawn]
+        self.soft = [d.mask.astype(np.float32) for d in drawn]
+        self.points = [s.points for s in samples]
+        share = np.array([d.reliable.mean() if len(d.reliable) else 1.0 for d in drawn])
+        self.admitted = np.ones(len(drawn), dtype=bool) if admit_all else share >= ADMIT_AT
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.soft)
+
+    def hard(self, i: int) -> NDArray[np.bool_]:
+        """`(H, W)` training target of sample i."""
+        return np.asarray(self.soft[i] > 0.5)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Soft labels and admissions as tensors."""
+        return {"soft": [torch.from_numpy(m) for m in self.soft], "admitted": torch.from_numpy(self.admitted)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self.soft = [m.cpu().numpy() for m in state["soft"]]
+        self.admitted = state["admitted"].cpu().numpy()

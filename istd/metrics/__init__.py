@@ -1,0 +1,20 @@
+"""Metrics: pixel level (IoU, nIoU) and target level (Pd, Fa)."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from istd.metrics.pixel import PixelScores
+from istd.metrics.target import TargetScores
+
+__all__ = ["PixelScores", "TargetScores", "evaluate_masks"]
+
+
+def evaluate_masks(pairs: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> dict[str, float]:
+    """IoU, nIoU, Pd and Fa of `(prediction, truth)` pairs of `(H, W)` bool masks; sizes may differ between pairs."""
+    pixel, target = PixelScores(), TargetScores()
+    for prediction, truth in pairs:
+        pixel.update(prediction, truth)
+        target.update(prediction, truth)
+    return pixel.compute() | target.compute()

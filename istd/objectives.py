@@ -1,0 +1,116 @@
+"""The one meeting point with `bilevel`: teacher and student losses, registered as inner and outer objectives.
+
+Each is a callable `loss(inner_module, outer_module, batch) -> 0-d tensor`. For the teacher methods the inner module is
+a `Teacher` (the student's weights and SCAM), the outer module gives sample weights; for plain training the inner module
+is the student itself.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel import INNER_OBJECTIVES, OUTER_OBJECTIVES
+from istd.data.crops import Batch
+from istd.losses import SEGMENTATION_LOSSES, distillation, weighted_mean
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """`mean_i w_i l(z_i, y_i)`: a student on its pseudo-masks.
+
+    Attributes:
+        loss: name of the segmentation loss l.
+    """
+
+    loss: str = "bce+soft-iou"
+
+    def __call__(self, student: Any, weights: Any, batch: Batch) -> Tensor:
+        """Weighted mean over the batch."""
+        logits = student(batch.image.expand(-1, 3, -1, -1))
+        return weighted_mean(SEGMENTATION_LOSSES[self.loss](logits, batch.target), weights(batch.samples))
+
+
+@dataclass(frozen=True)
+class TeacherInner:
+    """`mean_T w_i [l(z_t, y) + kd KD(z_t, z_s)]_i + student mean_B w_i l(z_s, y)_i + gate R`, z_s detached in KD.
+
+    z_t and z_s are the logits of teacher and student, w_i the weight of sample i, KD the distillation loss, R SCAM's
+    gate penalty. The published objective has student = 0: the shared weights are then trained through the teacher
+    alone, and the student follows by the outer steps. With student > 0 the bare path, which is deployed, learns too.
+
+    Attributes:
+        loss: name of the segmentation loss l; published: `"bce"`.
+        kd: weight of the distillation from the student.
+        gate: weight of the gate penalty.
+        student: weight of the student's own loss.
+        share: share of the batch B that forms T and passes through the teacher as well; published 1. Encoder features
+            are computed once for both passes.
+        temperature: of the distillation.
+
+    Source: semantic-priors (2026), equation 1 (constants 0.1, 0.005 and 4).
+    """
+
+    loss: str = "bce+soft-iou"
+    kd: float = 0.1
+    gate: float = 5e-3
+    student: float = 1.0
+    share: float = 1.0
+    temperature: float = 4.0
+
+    def __call__(self, teacher: Any, weights: Any, batch: Batch) -> Tensor:
+        """Weighted means over the batch plus the gate penalty."""
+        assert batch.tokens is not None
+        segment = SEGMENTATION_LOSSES[self.loss]
+        features = teacher.student.encode(batch.image.expand(-1, 3, -1, -1))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.student > 0):
+            bare = teacher.student.decode(features)
+        n = max(round(self.share * len(batch.image)), 1)
+        taught = teacher.decode([f[:n] for f in features], batch.tokens[:n])
+        losses = segment(taught, batch.target[:n]) + self.kd * distillation(taught, bare[:n].detach(), self.temperature)
+        w = weights(batch.samples)
+        total = weighted_mean(losses, w[:n]) + self.gate * teacher.scam.gate_penalty()
+        if self.student > 0:
+            total = total + self.student * weighted_mean(segment(bare, batch.target), w)
+        return torch.as_tensor(total)
+
+
+@dataclass(frozen=True)
+class StudentOuter:
+    """`mean_i v_i [l(z_s, y) + kd KD(z_s, z_t)]_i` on validation pseudo-masks, z_t detached.
+
+    With `weighted=False` v_i = 1. The published form weights this mean by the very weights it learns, which rewards
+    turning down whatever is hard to fit on validation; `weighted=True` reproduces it.
+
+    Attributes:
+        loss: name of the segmentation loss l.
+        kd: weight of the distillation from the teacher.
+        weighted: multiply by the sample weights, as published.
+        temperature: of the distillation.
+
+    Source: semantic-priors (2026), equation 2 (kd = 1, temperature 4).
+    """
+
+    loss: str = "bce+soft-iou"
+    kd: float = 1.0
+    weighted: bool = False
+    temperature: float = 4.0
+
+    def __call__(self, teacher: Any, weights: Any, batch: Batch) -> Tensor:
+        """Mean over the validation batch."""
+        features = teacher.student.encode(batch.image.expand(-1, 3, -1, -1))
+        bare = teacher.student.decode(features)
+        losses = SEGMENTATION_LOSSES[self.loss](bare, batch.target)
+        if self.kd > 0:
+            with torch.no_grad():
+                taught = teacher.decode([f.detach() for f in features], batch.tokens)
+            losses = losses + self.kd * distillation(bare, taught, self.temperature)
+        return weighted_mean(losses, weights(batch.samples)) if self.weighted else losses.mean()
+
+
+INNER_OBJECTIVES.register("istd.segmentation", Segmentation())
+INNER_OBJECTIVES.register("istd.teacher", TeacherInner())
+INNER_OBJECTIVES.register("istd.teacher-published", TeacherInner(loss="bce", student=0.0))
+OUTER_OBJECTIVES.register("istd.student", StudentOuter())
+OUTER_OBJECTIVES.register("istd.student-published", StudentOuter(loss="bce", weighted=True))

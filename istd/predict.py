@@ -1,0 +1,69 @@
+"""Inference: images of any size through a bare student, padded to its stride and cropped back. No timm, no VFM."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from istd.data.crops import Normalisation
+from istd.students import stages_of
+
+
+def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
+    """Reflect the last rows and columns of `(B, C, H, W)` until H and W are multiples of `stride`."""
+    height, width = image.shape[-2:]
+    bottom, right = -height % stride, -width % stride
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(image, (0, right, 0, bottom), mode=mode) if bottom or right else image
+
+
+@torch.no_grad()
+def predict(
+    network: Callable[[Tensor], Tensor],
+    image: NDArray[np.float32],
+    normalisation: Normalisation,
+    stride: int,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float32]:
+    """Probabilities of one image.
+
+    Args:
+        network: normalised `(1, 1, H, W)` -> logits `(1, 1, H, W)`, in eval mode.
+        image: `(H, W)` intensities in [0, 1].
+        normalisation: the constants of training.
+        stride: H and W are padded to multiples of it.
+        device: where to run.
+
+    Returns:
+        `(H, W)` float32 probabilities at the image's own size.
+    """
+    x = normalisation(torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device))
+    logits = network(pad_to_multiple(x, stride))
+    height, width = image.shape
+    return np.asarray(logits.float().sigmoid()[0, 0, :height, :width].cpu().numpy())
+
+
+class StudentPredictor:
+    """A student with its normalisation: `(H, W)` image in, `(H, W)` probabilities out.
+
+    Args:
+        student: a network of `istd.students`.
+        normalisation: the constants of its training.
+        device: where to run.
+    """
+
+    def __init__(self, student: nn.Module, normalisation: Normalisation, device: torch.device | str = "cpu") -> None:
+        self.student: Any = student
+        self.student.to(device).eval()
+        self.normalisation, self.device = normalisation, device
+        self.stride = max(stage.stride for stage in stages_of(student))
+
+    def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of one image."""
+        return predict(
+            lambda x: self.student(x.expand(-1, 3, -1, -1)), image, self.normalisation, self.stride, self.device
+        )

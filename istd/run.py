@@ -1,0 +1,205 @@
+"""One run from start to end: train, choose on validation, read the test split once, write the results.
+
+The folder of a run holds `metrics.json`, `report.png`, `student.safetensors`, `config.json`, `log.txt` and, until it is
+finished and after, `checkpoint.pt`. Every file is written atomically.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bilevel.checkpoint import write_atomically
+from bilevel.reweighting import TableWeights
+from istd.config import Config
+from istd.data.layouts import Dataset, Sample
+from istd.experiment import Experiment
+from istd.export import save_student
+from istd.metrics import evaluate_masks
+from istd.report import Panel, draw_report, format_table
+
+log = logging.getLogger("istd")
+Metrics = dict[str, Any]
+
+
+def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Create a run's folder, or refuse one that holds a run.
+
+    Raises:
+        FileExistsError: if the folder holds a run and neither `resume` nor `overwrite` was given.
+        ValueError: if both were.
+    """
+    if resume and overwrite:
+        raise ValueError("`--resume` and `--overwrite` exclude each other; drop one.")
+    files = [out / name for name in ("checkpoint.pt", "metrics.json", "config.json")]
+    if any(f.exists() for f in files) and not resume:
+        if not overwrite:
+            raise FileExistsError(
+                f"{out} holds a run already; continue it with --resume, replace it with --overwrite, or choose another "
+                "--out."
+            )
+        for f in (*files, out / "report.png", out / "student.safetensors", out / "log.txt"):
+            f.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def run(
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    device: torch.device | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Metrics:
+    """Train one configuration and write its results; returns what `metrics.json` holds.
+
+    Args:
+        config: the run.
+        dataset: its data.
+        out: a folder from `prepare_folder`.
+        device: where to train.
+        resume: continue from the checkpoint in `out`, exactly.
+        progress: show progress bars.
+    """
+    started = time.monotonic()
+    experiment = Experiment(config, dataset, device or torch.device("cpu"), out / "checkpoint.pt", progress)
+    clock = _Clock(started)
+    experiment.trainer.track("clock", clock)
+    if resume and experiment.trainer.resume():
+        log.info("resumed after epoch %d of %d", experiment.trainer.epoch, config.epochs)
+    write_json(out / "config.json", config.as_dict())
+    experiment.trainer.hooks.append(_EpochLog())
+    experiment.fit()
+    experiment.load_best()
+    metrics = evaluate(experiment, progress) | {"seconds": round(clock.elapsed(), 1)}
+    student = getattr(experiment.averaging.module, "student", experiment.averaging.module)
+    facts = {key: metrics[key] for key in ("method", "seed", "dataset", "preset")}
+    save_student(out / "student.safetensors", student, config.student, config.width, experiment.normalisation, **facts)
+    write_report(experiment, metrics, out / "report.png")
+    write_json(out / "metrics.json", metrics)
+    log.info("\n%s", summary_table(metrics))
+    return metrics
+
+
+def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
+    """Score the selected weights on the test split, and the pseudo-masks against the truth where there is one."""
+    config, dataset, best = experiment.config, experiment.dataset, experiment.selection.best
+    scored = dataset.test if dataset.has_truth else ()
+    student = [experiment.predict_student(s.image) for s in scored]
+    teacher = None
+    tokens = experiment.image_tokens(scored) if scored else None
+    if tokens is not None:
+        teacher = [experiment.predict_teacher(s.image, t) for s, t in zip(scored, tokens, strict=True)]
+    labels = experiment.labels
+    return {
+        "dataset": dataset.name,
+        "split": f"train {len(dataset.train)} / val {len(dataset.val)} / test {len(dataset.test)}",
+        "n_images": len(dataset.test),
+        "n_targets": sum(len(s.points) for s in dataset.test),
+        "method": config.method,
+        "student": _block(scored, student),
+        "teacher": None if teacher is None else _block(scored, teacher),
+        "pseudo_masks": {
+            "initial": _mask_block(experiment.samples, labels.start),
+            "final": _mask_block(experiment.samples, [labels.hard(i) for i in range(len(labels))]),
+        },
+        "selected_epoch": best["epoch"],
+        "selected_on": config.select_on,
+        "seed": config.seed,
+        "preset": config.preset,
+        "student_name": config.student,
+        "width": config.width,
+        "epochs": config.epochs,
+        "vfm": experiment.vfm.name if experiment.vfm is not None else None,
+        "vfm_pretrained": experiment.vfm.pretrained if experiment.vfm is not None else None,
+        "threads": torch.get_num_threads(),
+        "device": str(experiment.device),
+    }
+
+
+def summary_table(metrics: Metrics, beside: Sequence[Metrics] = ()) -> str:
+    """The table of one run, with further runs on the same data beside it."""
+    rows = {_row_name(metrics, "student"): metrics["student"], _row_name(metrics, "teacher"): metrics["teacher"]}
+    for other in beside:
+        rows[_row_name(other, "student")] = other["student"]
+    rows["pseudo-masks, initial (train+val)"] = metrics["pseudo_masks"]["initial"]
+    rows["pseudo-masks, final (train+val)"] = metrics["pseudo_masks"]["final"]
+    if all(block is None for block in rows.values()):
+        return f"{metrics['dataset']}: no true masks, so there is nothing to score; see student.safetensors."
+    return format_table(rows, f"{metrics['dataset']}: {metrics['n_images']} test images")
+
+
+def write_report(experiment: Experiment, metrics: Metrics, path: Path) -> None:
+    """Draw the run's picture."""
+    labels, dataset = experiment.labels, experiment.dataset
+    spread = np.linspace(0, len(dataset.train) - 1, min(6, len(dataset.train))).round().astype(int)
+    training = [(experiment.samples[i], labels.start[i], labels.hard(i)) for i in spread]
+    spread = np.linspace(0, len(dataset.test) - 1, min(6, len(dataset.test))).round().astype(int)
+    test = [Panel(dataset.test[i], experiment.predict_student(dataset.test[i].image)) for i in spread]
+    weights = experiment.weights
+    learned = weights.of_groups().cpu().double().numpy() if isinstance(weights, TableWeights) else None
+    block = metrics["student"]
+    scores = "" if block is None else f" - test IoU {100 * block['IoU']:.1f} %, Pd {100 * block['Pd']:.1f} %"
+    title = f"{metrics['dataset']}: {metrics['method']}, {metrics['student_name']} x{metrics['width']}, {_vfm(metrics)}"
+    draw_report(path, title + scores, training, test, experiment.trainer.history, learned)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _row_name(metrics: Metrics, network: str) -> str:
+    if network == "teacher":
+        return f"teacher ({_vfm(metrics)})"
+    return f"student ({metrics['method']})"
+
+
+def _vfm(metrics: Metrics) -> str:
+    if metrics["vfm"] is None:
+        return "no VFM"
+    return metrics["vfm"] if metrics["vfm_pretrained"] else f"{metrics['vfm']}, RANDOM weights"
+
+
+def _block(samples: Sequence[Sample], predictions: Sequence[NDArray[np.float32]]) -> dict[str, float] | None:
+    return _mask_block(samples, [p > 0.5 for p in predictions])
+
+
+def _mask_block(samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]]) -> dict[str, float] | None:
+    pairs = []
+    for sample, mask in zip(samples, masks, strict=True):
+        truth = sample.truth()
+        if truth is None:
+            return None
+        pairs.append((mask, truth))
+    return evaluate_masks(pairs) if pairs else None
+
+
+class _Clock:
+    """Wall time of a run, summed over its resumed parts."""
+
+    def __init__(self, started: float) -> None:
+        self.started, self.before = started, 0.0
+
+    def elapsed(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": self.elapsed()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before = float(state["elapsed"])
+
+
+class _EpochLog:
+    """Writes every epoch's numbers to the log."""
+
+    def on_epoch_end(self, trainer: Any, epoch: int, metrics: dict[str, float]) -> None:
+        log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))

@@ -1,0 +1,123 @@
+"""Convolutional blocks that the students share."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Stage(NamedTuple):
+    """One encoder output that a teacher may modulate: its channel count and its stride in input pixels."""
+
+    channels: int
+    stride: int
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channel count of a layer at a `width` factor: round(channels * width) to a multiple of 4, at least 4."""
+    return max(4, 4 * round(channels * width / 4))
+
+
+def conv_bn_relu(cin: int, cout: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
+    """Convolution (same padding, no bias) -> batch normalisation -> ReLU."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(cout),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Subsample(nn.Module):
+    """Keep every `stride`-th pixel, `(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))`.
+
+    Followed by a 1x1 convolution it equals a strided 1x1 convolution, whose channels-last CPU kernel in torch 2.15
+    corrupts memory.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subsample height and width."""
+        return x[..., :: self.stride, :: self.stride]
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3x3 convolutions (He et al., 2016), `(B, cin, H, W) -> (B, cout, H/stride, W/stride)`."""
+
+    def __init__(self, cin: int, cout: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(cout)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or cin != cout:
+            self.shortcut = nn.Sequential(Subsample(stride), nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return out
+
+
+class ResidualEncoder(nn.Module):
+    """Stem and residual stages; stage i has `channels[i]` channels at stride 2**i.
+
+    `(B, in_channels, H, W) -> [(B, channels[i], H / 2**i, W / 2**i)]`, H and W divisible by the last stride.
+    """
+
+    def __init__(self, in_channels: int, channels: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(in_channels, channels[0])
+        stages = []
+        for i, c in enumerate(channels):
+            first = BasicBlock(channels[max(i - 1, 0)], c, stride=1 if i == 0 else 2)
+            stages.append(nn.Sequential(first, *(BasicBlock(c, c) for _ in range(blocks - 1))))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the output of every stage, highest resolution first."""
+        x = self.stem(x)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class LocalContrast(nn.Module):
+    """Local contrast learning: a centre response minus dilated surround responses, added to the input.
+
+    With h = c/2 channels inside, z = reduce(x), s_d = conv3x3(z, dilation d) and m = conv3x3(z):
+    `y = x + expand(concat_d relu(bn(m - s_d)))`. The difference is the learned form of the classical local contrast
+    measure (Chen et al., 2014), in which a target differs from its surround at some distance d.
+
+    Source: the local contrast modules of MLCL-Net and ALCL-Net (Yu et al., 2022).
+    """
+
+    def __init__(self, channels: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        hidden = max(channels // 2, 2)
+        self.reduce = conv_bn_relu(channels, hidden, 1)
+        self.centre = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
+        self.surround = nn.ModuleList(
+            nn.Conv2d(hidden, hidden, 3, padding=d, dilation=d, bias=False) for d in dilations
+        )
+        self.norm = nn.Sequential(nn.BatchNorm2d(hidden * len(dilations)), nn.ReLU(inplace=True))
+        self.expand = nn.Sequential(
+            nn.Conv2d(hidden * len(dilations), channels, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, c, H, W) -> (B, c, H, W)`."""
+        z = self.reduce(x)
+        centre = self.centre(z)
+        contrast = torch.cat([centre - conv(z) for conv in self.surround], dim=1)
+        out: Tensor = torch.relu(x + self.expand(self.norm(contrast)))
+        return out

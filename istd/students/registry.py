@@ -1,0 +1,75 @@
+"""Registry of students: a network is a name, a factory and its published size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from bilevel.registry import Registry
+from istd.students.blocks import Stage
+
+
+@runtime_checkable
+class Student(Protocol):
+    """What the rest of the system asks of a student network.
+
+    `decode(encode(x)) == forward(x)`: the teacher modulates what `encode` returns and hands it to `decode`.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """`(B, 3, H, W) -> [(B, stage.channels, H / stage.stride, W / stage.stride)]`, one per stage."""
+        ...
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Encoder outputs -> logits `(B, 1, H, W)`."""
+        ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, 3, H, W) -> (B, 1, H, W)` logits."""
+        ...
+
+
+@dataclass(frozen=True)
+class StudentInfo:
+    """A registered student: how to build it and the size that its authors' code has at width 1."""
+
+    factory: Callable[[float], nn.Module]
+    title: str
+    published_parameters: int
+
+
+STUDENTS: Registry[StudentInfo] = Registry("student")
+
+
+def stages_of(student: nn.Module) -> tuple[Stage, ...]:
+    """The stages that a student declares.
+
+    Raises:
+        TypeError: if the module declares none, and so is no student.
+    """
+    stages = getattr(student, "stages", None)
+    if not isinstance(stages, tuple):
+        raise TypeError(f"{type(student).__name__} is no student: it has no tuple of `stages`.")
+    return stages
+
+
+def create_student(name: str, width: float = 1.0) -> nn.Module:
+    """Build a student by its registry name.
+
+    Args:
+        name: a key of `STUDENTS`, for example `"alcl"` or `"mlcl"`.
+        width: factor on every channel count; 1 is the published network.
+
+    Returns:
+        A module that satisfies `Student`: `(B, 3, H, W)` images to `(B, 1, H, W)` logits, H and W multiples of the
+        largest stride in `stages`.
+
+    Raises:
+        ValueError: for an unknown name (the message lists the known ones) or a width outside (0, 4].
+    """
+    if not 0.0 < width <= 4.0:
+        raise ValueError(f"`width` must lie in (0, 4], got {width}; 1.0 is the published network.")
+    return STUDENTS[name].factory(width)

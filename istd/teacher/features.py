@@ -1,0 +1,42 @@
+"""Frozen features for training batches: computed once per image, or per crop as published."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from istd.teacher.vfm import FrozenVFM
+
+TokenSource = Callable[[Tensor, Tensor], Tensor]
+
+
+def image_tokens(
+    vfm: FrozenVFM,
+    images: Sequence[NDArray[np.float32]],
+    size: int,
+    device: torch.device,
+    progress: bool = True,
+) -> Tensor:
+    """Tokens of whole images, resized to `size x size`: `(len(images), K, N, D)` in half precision on the CPU.
+
+    SCAM reduces the tokens to one vector for the whole image, so they need not be aligned with a crop, and the frozen
+    model runs once per image instead of once per crop.
+    """
+    rows = [
+        vfm.tokens(torch.from_numpy(image)[None, None].to(device), size).half().cpu()
+        for image in tqdm(images, desc="frozen features", unit="image", disable=not progress, leave=False)
+    ]
+    return torch.cat(rows)
+
+
+def cached_tokens(cache: Tensor) -> TokenSource:
+    """A token source that looks batches up in the cache of `image_tokens`."""
+    return lambda index, _: cache[index.cpu()].to(index.device).float()
+
+
+def crop_tokens(vfm: FrozenVFM) -> TokenSource:
+    """A token source that runs the VFM on every crop (published)."""
+    return lambda _, crops: vfm.tokens(crops.clamp(0.0, 1.0))

@@ -1,0 +1,64 @@
+"""The teacher: the student's own weights, with SCAM between encoder and decoder.
+
+Encoder features are computed once and decoded twice, bare for the student and modulated for the teacher. The two
+decoder passes see different feature distributions, so the teacher keeps BatchNorm statistics of its own and the
+student's never mix with them (`share_batch_norm=True` restores the published mixture).
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from istd.teacher.scam import SCAM
+
+
+class Outputs(NamedTuple):
+    """Logits `(B, 1, H, W)` of both passes."""
+
+    student: Tensor
+    teacher: Tensor
+
+
+class _Decoder(nn.Module):
+    """`student.decode` as the forward of a module, so that a functional call can lend it other buffers."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student: Any = student
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        out: Tensor = self.student.decode(features)
+        return out
+
+
+class Teacher(nn.Module):
+    """A student and its VFM-conditioned twin on shared weights.
+
+    Args:
+        student: a network of `istd.students`.
+        scam: the modulation for the student's stages.
+        share_batch_norm: let both passes update one set of BatchNorm statistics, as published.
+    """
+
+    def __init__(self, student: nn.Module, scam: SCAM, share_batch_norm: bool = False) -> None:
+        super().__init__()
+        self.student: Any = student
+        self.scam = scam
+        self._names = {} if share_batch_norm else {n: n.replace(".", "_") for n, _ in student.named_buffers()}
+        self.statistics = nn.Module()
+        for name, buffer in student.named_buffers():
+            if name in self._names:
+                self.statistics.register_buffer(self._names[name], buffer.clone())
+
+    def forward(self, image: Tensor, tokens: Tensor) -> Outputs:
+        """`(B, 1, H, W)` normalised images and `(B, K, N, D)` tokens -> logits of student and teacher."""
+        features = self.student.encode(image.expand(-1, 3, -1, -1))
+        return Outputs(self.student.decode(features), self.decode(features, tokens))
+
+    def decode(self, features: list[Tensor], tokens: Tensor) -> Tensor:
+        """The teacher's logits from encoder features."""
+        modulated = self.scam(features, tokens)
+        lent = {f"student.{name}": getattr(self.statistics, own) for name, own in self._names.items()}
+        out: Tensor = functional_call(_Decoder(self.student), lent, (modulated,))
+        return out

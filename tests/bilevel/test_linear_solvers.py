@@ -1,0 +1,74 @@
+"""Solvers against the dense solution, and their behaviour where there is none."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bilevel import ConjugateGradient, Dense, Neumann
+
+
+def system(n, condition, seed):
+    g = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))
+    a = q @ torch.diag(torch.linspace(1, condition, n, dtype=torch.float64)) @ q.T
+    return a, torch.randn(n, generator=g, dtype=torch.float64)
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(n=st.integers(1, 12), condition=st.floats(1, 1e3), seed=st.integers(0, 1000))
+def test_cg_and_dense_match_linalg_solve(n, condition, seed):
+    a, b = system(n, condition, seed)
+    exact = torch.linalg.solve(a, b)
+    for solver in (ConjugateGradient(max_iter=20 * n, rtol=1e-13), Dense()):
+        found = solver(lambda v: a @ v, b)
+        assert float((found.value - exact).norm() / exact.norm()) < 1e-9
+        assert float(found.residual_norm) == pytest.approx(float((a @ found.value - b).norm()), abs=1e-9)
+
+
+def test_cg_returns_the_iterate_that_converged():
+    """A = I, b = 1 converges in one step; returning the iterate before it (0) is a known defect elsewhere."""
+    found = ConjugateGradient()(lambda v: v, torch.ones(3, dtype=torch.float64))
+    assert torch.equal(found.value, torch.ones(3, dtype=torch.float64))
+    assert found.iterations == 1
+    assert bool(found.converged)
+
+
+def test_damping_solves_the_damped_system():
+    a, b = system(5, 10, 0)
+    found = ConjugateGradient(50, 1e-13, damping=0.5)(lambda v: a @ v, b)
+    exact = torch.linalg.solve(a + 0.5 * torch.eye(5, dtype=torch.float64), b)
+    assert torch.allclose(found.value, exact, rtol=1e-10)
+
+
+def test_a_zero_right_hand_side_needs_no_product():
+    found = ConjugateGradient()(lambda v: v, torch.zeros(3))
+    assert found.iterations == 0
+    assert bool(found.converged)
+
+
+def test_neumann_is_its_partial_sum_and_reports_its_residual():
+    a, b = system(4, 5, 1)
+    step, terms = 0.1, 7
+    m = torch.eye(4, dtype=torch.float64) - step * a
+    exact = step * sum(torch.linalg.matrix_power(m, j) @ b for j in range(terms))
+    found = Neumann(terms, step)(lambda v: a @ v, b)
+    assert torch.allclose(found.value, exact, rtol=1e-12)
+    assert float(found.residual_norm) == pytest.approx(float((a @ exact - b).norm()), rel=1e-9)
+
+
+def test_dense_solves_a_singular_system_in_the_least_squares_sense():
+    a = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
+    found = Dense()(lambda v: a @ v, torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
+    assert torch.allclose(found.value, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda: ConjugateGradient(0), lambda: Neumann(0), lambda: Neumann(3, -1.0)])
+def test_impossible_settings_are_refused(make):
+    with pytest.raises(ValueError, match="must"):
+        make()
+
+
+def test_dense_refuses_large_systems():
+    with pytest.raises(ValueError, match="ConjugateGradient"):
+        Dense(max_size=3)(lambda v: v, torch.ones(4))
