@@ -35,6 +35,7 @@ class Config:
         scale: zoom augmentation (see `Augmentation`).
         gain: contrast augmentation.
         noise: noise augmentation.
+        normalise_per_image: use each image's own mean and deviation instead of the training set's.
         initial: rule that draws the start masks.
         evolve_from: label evolution starts after this share of the epochs (published: 0.2 of 300).
         evolve_every: period of label updates in epochs.
@@ -78,6 +79,7 @@ class Config:
     scale: float = 1.0
     gain: float = 1.0
     noise: float = 0.0
+    normalise_per_image: bool = False
     initial: str = "half-maximum"
     evolve_from: float = 0.2
     evolve_every: int = 5

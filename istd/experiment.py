@@ -54,7 +54,7 @@ class Experiment:
         self.training = np.arange(len(dataset.train))
         self.validation = np.arange(len(dataset.train), len(self.samples))
         self.labels = self._start_labels()
-        self.normalisation = Normalisation.fit(dataset.train)
+        self.normalisation = Normalisation.fit(dataset.train, config.normalise_per_image)
         student = create_student(config.student, config.width)
         # Channels-last convolutions run at more than twice the speed on CPUs, and feed tensor cores on GPUs.
         self.student: Any = student.to(self.device).to(memory_format=torch.channels_last)

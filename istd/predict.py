@@ -41,7 +41,8 @@ def predict(
     Returns:
         `(H, W)` float32 probabilities at the image's own size.
     """
-    x = normalisation(torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device))
+    mean, std = normalisation.constants(image)
+    x = (torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device) - mean) / std
     logits = network(pad_to_multiple(x, stride))
     height, width = image.shape
     return np.asarray(logits.float().sigmoid()[0, 0, :height, :width].cpu().numpy())

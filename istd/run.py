@@ -56,6 +56,7 @@ def run(
     device: torch.device | None = None,
     resume: bool = False,
     progress: bool = True,
+    hooks: Sequence[Any] = (),
 ) -> Metrics:
     """Train one configuration and write its results; returns what `metrics.json` holds.
 
@@ -66,6 +67,7 @@ def run(
         device: where to train.
         resume: continue from the checkpoint in `out`, exactly.
         progress: show progress bars.
+        hooks: further objects with methods of `bilevel.events.Hook`.
     """
     started = time.monotonic()
     experiment = Experiment(config, dataset, device or torch.device("cpu"), out / "checkpoint.pt", progress)
@@ -74,7 +76,7 @@ def run(
     if resume and experiment.trainer.resume():
         log.info("resumed after epoch %d of %d", experiment.trainer.epoch, config.epochs)
     write_json(out / "config.json", config.as_dict())
-    experiment.trainer.hooks.append(_EpochLog())
+    experiment.trainer.hooks += [_EpochLog(), *hooks]
     experiment.fit()
     experiment.load_best()
     metrics = evaluate(experiment, progress) | {"seconds": round(clock.elapsed(), 1)}

@@ -33,22 +33,30 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """`(x - mean) / std` with constants of the training images; travels with an exported student."""
+    """`(x - mean) / std`; travels with an exported student.
+
+    Attributes:
+        mean: of the training images' pixels.
+        std: of the training images' pixels.
+        per_image: use each image's own mean and standard deviation instead. Infrared sensors differ in gain and offset,
+            and contrast, not level, makes a target.
+    """
 
     mean: float
     std: float
+    per_image: bool = False
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample]) -> "Normalisation":
+    def fit(cls, samples: Sequence[Sample], per_image: bool = False) -> "Normalisation":
         """Mean and standard deviation over all pixels of the training images."""
         count = sum(s.image.size for s in samples)
         mean = sum(float(s.image.sum(dtype=np.float64)) for s in samples) / count
         variance = sum(float(np.square(s.image - mean).sum(dtype=np.float64)) for s in samples) / count
-        return cls(mean, max(variance**0.5, 1e-3))
+        return cls(mean, max(variance**0.5, 1e-3), per_image)
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """Normalise intensities in [0, 1]."""
-        return (image - self.mean) / self.std
+    def constants(self, image: NDArray[np.float32]) -> tuple[float, float]:
+        """Mean and standard deviation to use for a whole image `(H, W)`."""
+        return (float(image.mean()), max(float(image.std()), 1e-3)) if self.per_image else (self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class CropLoader:
         self.samples, self.target, self.pool = samples, target, pool
         self.batch_size, self.augmentation, self.normalisation = batch_size, augmentation, normalisation
         self.tokens, self.seed, self.device = tokens, seed, torch.device(device)
+        self._constants = [normalisation.constants(s.image) for s in samples]
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -121,11 +130,13 @@ class CropLoader:
 
     def _batch(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         crops = [self._crop(int(i), rng) for i in indices]
-        image = torch.stack([c[0] for c in crops]).to(self.device)
+        image = torch.stack([c[0] for c in crops])
+        constants = torch.tensor([self._constants[int(i)] for i in indices])[:, :, None, None, None]
+        normalised = ((image - constants[:, 0]) / constants[:, 1]).to(self.device)
         target = torch.stack([c[1] for c in crops]).to(self.device)
         index = torch.as_tensor(indices, device=self.device)
-        tokens = None if self.tokens is None else self.tokens(index, image)
-        return Batch(self.normalisation(image), target, index, tokens)
+        tokens = None if self.tokens is None else self.tokens(index, image.to(self.device))
+        return Batch(normalised, target, index, tokens)
 
     def _crop(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         a = self.augmentation

@@ -6,7 +6,8 @@ targets are shapes convolved with a Gaussian point-spread function, scaled to a 
 
     SCR = (mean over target - mean over surround) / std over surround,
 
-with the surround 10 px around the target's box. The truth of a target is where its blurred profile exceeds a quarter of
+with the surround 10 px around the target's box, as far as the sensor's range allows: a target on strong clutter
+saturates at 1 before it reaches a high ratio. The truth of a target is where its blurred profile exceeds a quarter of
 its peak (-6 dB), at least 2 px.
 
 The four characteristics of Yuan et al. (semantic-priors, 2026) are controls: contrast high or low, shape regular or

@@ -12,7 +12,8 @@ Source: the LESPS rule (Ying et al., 2023) with PAL's joint update and decay (Yu
 each with the published value one option away. Published, cap is infinite, so that thr exceeds m once |R| > 2 L: large
 targets can never be confirmed and flicker; here cap = 1 (thr <= 3/4 m). Published, anchors are all pixels of the start
 mask, so that a wrong start never leaves; here they are the points. Published, q is the prediction, so that a network
-that is right about a target's shape but not yet confident (m well below 1) erases it; here `q = prediction / m`.
+that is right about a target's shape but not yet confident (m well below 1) erases it; here `q = prediction / m`, and a
+region that is not detected (m <= 0.5) stays as it is: silence says nothing about its shape.
 """
 
 from dataclasses import dataclass
@@ -71,21 +72,27 @@ class LabelEvolution:
         confidence = prediction.copy()
         regions = find_regions(label > 0.5)
         limit = self.size_limit * label.size
-        for centroid, area in zip(regions.centroids, regions.areas, strict=True):
+        kept = np.zeros(label.shape, dtype=bool)
+        for number, (centroid, area) in enumerate(zip(regions.centroids, regions.areas, strict=True), start=1):
             row, col = np.rint(centroid).astype(int)
             rows = slice(max(row - self.half, 0), row + self.half + 1)
             cols = slice(max(col - self.half, 0), col + self.half + 1)
             window = prediction[rows, cols]
-            base = self.threshold * float(window.max())
-            threshold = base + self.slope * (float(window.max()) - base) * min(area / limit, self.cap)
+            peak = float(window.max())
+            if self.relative and peak <= 0.5:
+                kept |= regions.labels == number
+                continue
+            base = self.threshold * peak
+            threshold = base + self.slope * (peak - base) * min(area / limit, self.cap)
             components, _ = ndimage.label(window > threshold, structure=EIGHT_CONNECTED)
             r, c = row - rows.start, col - cols.start
             touching = np.unique(components[max(r - 1, 0) : r + 2, max(c - 1, 0) : c + 2])
             found = np.isin(components, touching[touching > 0])
             confirmed[rows, cols] |= found
             if self.relative:
-                confidence[rows, cols][found] = window[found] / window.max()
+                confidence[rows, cols][found] = window[found] / peak
         updated = np.where(confirmed, (label + confidence) / 2, self.decay * label).astype(np.float32)
+        updated[kept] = label[kept]
         if self.anchors == "start":
             updated[start] = 1.0
         else:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import LocalContrast, ResidualEncoder, Stage, conv_bn_relu, scaled
+from istd.students.blocks import LocalContrast, ResidualEncoder, Stage, conv_bn_relu, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -49,7 +49,7 @@ class ALCLNet(nn.Module):
         self.encoder = ResidualEncoder(in_channels, channels, blocks=3)
         self.contrast = nn.ModuleList(LocalContrast(c, dilations=(1, 2, 4)) for c in channels)
         self.top_down = nn.ModuleList(BilinearAttention(high, low) for low, high in pairwise(channels))
-        self.head = nn.Sequential(conv_bn_relu(channels[0], channels[0]), nn.Conv2d(channels[0], 1, 1))
+        self.head = nn.Sequential(conv_bn_relu(channels[0], channels[0]), logit_layer(channels[0]))
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """`(B, 3, H, W) -> [(B, 16 w, H, W), ..., (B, 256 w, H/16, W/16)]`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import LocalContrast, ResidualEncoder, Stage, conv_bn_relu, scaled
+from istd.students.blocks import LocalContrast, ResidualEncoder, Stage, conv_bn_relu, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -33,7 +33,7 @@ class MLCLNet(nn.Module):
         )
         self.fuse = nn.ModuleList(conv_bn_relu(high + low, low) for low, high in pairwise(channels))
         self.head = nn.Sequential(
-            conv_bn_relu(channels[0], channels[0]), conv_bn_relu(channels[0], channels[0]), nn.Conv2d(channels[0], 1, 1)
+            conv_bn_relu(channels[0], channels[0]), conv_bn_relu(channels[0], channels[0]), logit_layer(channels[0])
         )
 
     def encode(self, x: Tensor) -> list[Tensor]:

@@ -1,0 +1,251 @@
+"""BilevelTrainer: what it trains, what it leaves alone, exact resume, and how it fails."""
+
+import errno
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bilevel
+from bilevel import BilevelTrainer, Schedule, TrainingDiverged, Unrolled
+from bilevel.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from bilevel.reweighting import TableWeights, UniformWeights
+
+
+class EpochBatches:
+    """Shuffled batches that depend on the epoch alone."""
+
+    def __init__(self, n=32, size=8, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(n, 4, generator=g)
+        self.y = (self.x[:, 0] > 0).long()
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        g = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
+        order = torch.randperm(len(self.x), generator=g)
+        for i in range(0, len(order), self.size):
+            index = order[i : i + self.size]
+            yield self.x[index], self.y[index], index
+
+
+def inner_loss(model, weights, batch):
+    x, y, index = batch
+    return (weights(index) * F.cross_entropy(model(x), y, reduction="none")).mean()
+
+
+def outer_loss(model, weights, batch):
+    x, y, _ = batch
+    return F.cross_entropy(model(x), y)
+
+
+def make(tmp_path=None, weights=None, **changes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 2))
+    weights = weights if weights is not None else TableWeights.per_sample(32)
+    settings = {
+        "inner_loss": inner_loss,
+        "outer_loss": outer_loss,
+        "inner_batches": EpochBatches(),
+        "outer_batches": EpochBatches(16, seed=1),
+        "inner_optimizer": torch.optim.Adam(model.parameters(), 1e-2),
+        "outer_optimizer": torch.optim.Adam(weights.parameters(), 1e-1) if list(weights.parameters()) else None,
+        "method": Unrolled(bilevel.sgd(0.1)),
+        "schedule": Schedule(every=2, steps=2),
+        "checkpoint": tmp_path / "checkpoint.pt" if tmp_path is not None else None,
+        "progress": False,
+    } | changes
+    return BilevelTrainer(model, weights, **settings)
+
+
+def same_state(a, b):
+    x, y = a.state_dict(), b.state_dict()
+    for name in x["parts"]:
+        for (k, v), w in zip(_flat(x["parts"][name]), _flat(y["parts"][name]), strict=True):
+            assert torch.equal(torch.as_tensor(v), torch.as_tensor(w[1])), (name, k)
+    assert x["history"] == y["history"]
+
+
+def _flat(state, prefix=""):
+    if isinstance(state, dict):
+        return [leaf for k, v in state.items() for leaf in _flat(v, f"{prefix}.{k}")]
+    if isinstance(state, (list, tuple)):
+        return [leaf for i, v in enumerate(state) for leaf in _flat(v, f"{prefix}.{i}")]
+    return [(prefix, state)] if state is not None and not isinstance(state, str) else []
+
+
+def test_it_trains_and_moves_the_weights():
+    trainer = make()
+    history = trainer.fit(20)
+    assert history[-1]["inner_loss"] < 0.6 * history[0]["inner_loss"]
+    assert float(trainer.outer.logits.detach().abs().max()) > 0
+    assert [i + 1 for i, h in enumerate(history) if "outer_loss" in h] == list(range(2, 21, 2))
+
+
+def test_uniform_weights_are_an_ordinary_training_loop():
+    """Bit for bit what a hand-written loop does."""
+    trainer = make(weights=UniformWeights(), outer_loss=None, outer_batches=None)
+    trainer.fit(3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    batches = EpochBatches()
+    for epoch in (1, 2, 3):
+        batches.set_epoch(epoch)
+        for x, y, _ in batches:
+            optimizer.zero_grad()
+            (torch.ones(len(y)) * F.cross_entropy(model(x), y, reduction="none")).mean().backward()
+            optimizer.step()
+    for a, b in zip(model.state_dict().values(), trainer.inner.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_outer_step_leaves_inner_variables_and_buffers_alone():
+    trainer = make()
+    before = {k: v.clone() for k, v in trainer.inner.state_dict().items()}
+    batch = next(iter(trainer.inner_batches))
+    trainer.outer_step([batch], next(iter(trainer.outer_batches)))
+    assert all(torch.equal(before[k], v) for k, v in trainer.inner.state_dict().items())
+    assert float(trainer.outer.logits.detach().abs().max()) > 0
+
+
+def test_shared_parameters_follow_the_direct_gradient_of_the_outer_loss():
+    torch.manual_seed(0)
+    model, weights = nn.Linear(4, 2), TableWeights.per_sample(32)
+    batches, validation = EpochBatches(), EpochBatches(16, seed=1)
+    trainer = BilevelTrainer(
+        model,
+        weights,
+        inner_loss=inner_loss,
+        outer_loss=outer_loss,
+        inner_batches=batches,
+        outer_batches=validation,
+        inner_optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        outer_optimizer=torch.optim.SGD([*weights.parameters(), *model.parameters()], 0.5),
+        method="gauss_newton",
+        shared=model.parameters(),
+        progress=False,
+    )
+    batch = next(iter(validation))
+    before = model.weight.detach().clone()
+    (gradient,) = torch.autograd.grad(outer_loss(model, weights, batch), model.weight)
+    trainer.outer_step([next(iter(batches))], batch)
+    assert torch.allclose(model.weight.detach(), before - 0.5 * gradient, atol=1e-7)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop):
+    whole = make()
+    whole.fit(6)
+    first = make(tmp_path)
+    first.fit(stop)
+    torch.manual_seed(12345)  # whatever happened to the generators in between
+    second = make(tmp_path)
+    assert second.resume()
+    second.fit(6)
+    same_state(whole, second)
+
+
+def test_lists_of_batches_are_walked_through_across_outer_phases(tmp_path):
+    seen = []
+
+    def outer(model, weights, batch):
+        seen.append(int(batch[2][0]))
+        return outer_loss(model, weights, batch)
+
+    batches = [(torch.randn(4, 4), torch.zeros(4).long(), torch.full((4,), i)) for i in range(5)]
+    make(outer_loss=outer, outer_batches=batches).fit(6)
+    assert seen == [0, 1, 2, 3, 4, 0]
+
+
+def test_resume_with_another_config_names_the_difference(tmp_path):
+    make(tmp_path, config={"lr": 1}).fit(1)
+    with pytest.raises(ValueError, match=r"lr=1, this run has lr=2"):
+        make(tmp_path, config={"lr": 2}).resume()
+
+
+def test_nan_stops_the_run_names_the_batch_and_keeps_the_checkpoint(tmp_path):
+    class Poisoned(EpochBatches):
+        def __iter__(self):
+            for i, (x, y, index) in enumerate(super().__iter__()):
+                yield (x * float("nan") if self.epoch == 3 and i == 2 else x), y, index
+
+    trainer = make(tmp_path, inner_batches=Poisoned(), describe_batch=lambda b: f"samples {b[2].tolist()}")
+    with pytest.raises(TrainingDiverged, match=r"epoch 3, batch 2 \(samples \[.*checkpoint of epoch 2 is kept"):
+        trainer.fit(5)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["epoch"] == 2
+    assert all(torch.as_tensor(v).isfinite().all() for v in state["parts"]["inner"].values())
+
+
+def test_an_interruption_leaves_the_last_finished_epoch_on_disk(tmp_path):
+    class Interrupt:
+        def on_inner_step(self, trainer, epoch, step):
+            if (epoch, step) == (3, 1):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, hooks=[Interrupt()]).fit(5)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 2
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    path = tmp_path / "state.pt"
+    save_checkpoint(path, {"a": 1})
+
+    def write(file):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="previous file, if any, is untouched"):
+        write_atomically(path, write)
+    assert load_checkpoint(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_checkpoints_with_code_are_refused(tmp_path):
+    torch.save({"f": nn.Linear(1, 1)}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "evil.pt")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "cut.pt")
+
+
+def test_missing_outer_parts_are_named():
+    with pytest.raises(ValueError, match="UniformWeights"):
+        make(outer_loss=None)
+
+
+def test_an_exhausted_iterator_of_batches_is_named():
+    with pytest.raises(ValueError, match="iterable once per epoch"):
+        make(inner_batches=iter([])).fit(1)
+
+
+def test_unknown_names_list_the_choices():
+    with pytest.raises(ValueError, match="gauss_newton"):
+        make(method="newton")
+    with pytest.raises(ValueError, match=r"istd\.teacher"):
+        make(inner_loss="no such objective")
+
+
+def test_schedule():
+    assert [e for e in range(1, 16) if Schedule(every=5, start=6).due(e)] == [10, 15]
+    with pytest.raises(ValueError, match="`every`"):
+        Schedule(every=0)
+
+
+def test_importing_bilevel_is_quick_and_pulls_in_no_plugin():
+    import subprocess
+    import sys
+
+    code = "import torch, time, sys; t = time.perf_counter(); import bilevel; print(time.perf_counter() - t); "
+    code += "assert not {'istd', 'timm', 'torchopt', 'PIL'} & set(sys.modules)"
+    seconds = min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(2))
+    assert seconds < 2.5
+    assert time.perf_counter() > 0

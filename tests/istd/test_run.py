@@ -1,0 +1,311 @@
+"""Whole runs, small: what they write, what they never read, and how they stop, resume and refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel import TrainingDiverged
+from istd.cli import main
+from istd.config import PRESETS
+from istd.data.layouts import Dataset, Sample
+from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.experiment import Experiment
+from istd.export import load_student
+from istd.run import prepare_folder, run
+
+TINY = replace(
+    PRESETS["smoke"],
+    width=0.25,
+    crop=32,
+    batch_size=4,
+    epochs=4,
+    bilevel_every=2,
+    bilevel_steps=1,
+    evolve_every=1,
+    evaluate_every=2,
+    vfm_size=32,
+    student="mlcl",
+)
+BLOCK = {"IoU", "nIoU", "Pd", "Fa"}
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "istd_point.py"
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return synthetic_dataset(8, 4, 4, SceneConfig(size=64))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # bitwise comparisons of tiny runs, without oversubscribing the machine
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return out, run(TINY, scenes, out, progress=False)
+
+
+def test_a_run_writes_its_results(finished, scenes):
+    out, metrics = finished
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert set(metrics["student"]) == set(metrics["teacher"]) == BLOCK
+    assert set(metrics["pseudo_masks"]["initial"]) == set(metrics["pseudo_masks"]["final"]) == BLOCK
+    wanted = "dataset split n_images n_targets method selected_epoch selected_on seconds seed preset vfm vfm_pretrained"
+    assert set(wanted.split()) <= set(metrics)
+    assert metrics["vfm_pretrained"] is False
+    assert metrics["n_images"] == 4
+    assert (out / "report.png").stat().st_size > 20_000
+    assert json.loads((out / "config.json").read_text())["student"] == "mlcl"
+
+
+def test_the_exported_student_predicts_what_was_scored(finished, scenes):
+    out, metrics = finished
+    from istd.metrics import evaluate_masks
+
+    predictor = load_student(out / "student.safetensors")
+    found = evaluate_masks([(predictor(s.image) > 0.5, s.truth()) for s in scenes.test])
+    assert found == pytest.approx(metrics["student"])
+
+
+def test_inference_needs_neither_timm_nor_the_teacher(finished):
+    out, _ = finished
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "timm" or name.startswith("istd.teacher"):
+            raise ImportError(name + " is not here")
+sys.meta_path.insert(0, Refuse())
+import numpy as np, istd
+print(istd.load_student({str(out / "student.safetensors")!r})(np.zeros((50, 70), np.float32)).shape)
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "(50, 70)"
+
+
+class Poison:
+    """A mask that must not be opened while training: reading it before `armed` is cleared fails the test."""
+
+    armed = True
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    @property
+    def shape(self):
+        assert not Poison.armed, "training opened a true mask"
+        return self.mask.shape
+
+    def __array__(self, *args, **kwargs):
+        assert not Poison.armed, "training opened a true mask"
+        return np.asarray(self.mask)
+
+
+@pytest.mark.parametrize("method", ["semantic-priors", "plain"])
+def test_training_never_opens_a_true_mask(scenes, method):
+    def poisoned(samples):
+        return tuple(Sample(s.name, s.image, s.points, Poison(s.mask_source)) for s in samples)
+
+    data = Dataset("poisoned", poisoned(scenes.train), poisoned(scenes.val), poisoned(scenes.test))
+    Poison.armed = True
+    experiment = Experiment(replace(TINY, method=method, epochs=2), data, progress=False)
+    experiment.fit()
+    experiment.load_best()
+    with pytest.raises(AssertionError, match="opened a true mask"):
+        data.test[0].truth()  # the poison works
+
+
+@pytest.mark.parametrize("method", ["plain", "full"])
+def test_methods_without_a_teacher(scenes, tmp_path, method):
+    metrics = run(replace(TINY, method=method, epochs=1), scenes, tmp_path, progress=False)
+    assert metrics["teacher"] is None
+    assert metrics["vfm"] is None
+    initial = metrics["pseudo_masks"]["initial"]
+    assert (initial["IoU"] == 1.0) is (method == "full")
+    assert initial == metrics["pseudo_masks"]["final"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variant": "published", "weighted_outer": True, "student_loss": 0.0, "loss": "bce", "share_batch_norm": True},
+        {"variant": "gauss-newton", "vfm_view": "crop", "initial": "canny", "anchors": "start", "student": "alcl"},
+        {"clusters": 3, "teacher_share": 0.5, "scale": 1.3, "gain": 1.2, "noise": 0.01, "select_on": "test"},
+    ],
+)
+def test_published_forms_and_options_run(scenes, tmp_path, changes):
+    metrics = run(replace(TINY, epochs=2, **changes), scenes, tmp_path, progress=False)
+    assert 0.0 <= metrics["student"]["IoU"] <= 1.0
+    assert metrics["selected_on"] == changes.get("select_on", "val")
+
+
+def test_without_any_truth_the_report_leaves_out_what_needs_it(scenes, tmp_path):
+    def blind(samples):
+        return tuple(Sample(s.name, s.image, s.points) for s in samples)
+
+    data = Dataset("blind", blind(scenes.train), blind(scenes.val), blind(scenes.test))
+    metrics = run(replace(TINY, epochs=2), data, tmp_path, progress=False)
+    assert metrics["student"] is None
+    assert metrics["pseudo_masks"] == {"initial": None, "final": None}
+    assert (tmp_path / "report.png").is_file()
+    assert (tmp_path / "student.safetensors").is_file()
+
+
+def test_images_without_targets_are_legal(scenes, tmp_path):
+    empty = Sample("empty", np.full((64, 64), 0.3, np.float32), np.zeros((0, 2), np.int64), np.zeros((64, 64), bool))
+    data = Dataset("with empty", (*scenes.train, empty), (*scenes.val, empty), (*scenes.test, empty))
+    metrics = run(replace(TINY, epochs=1, method="plain"), data, tmp_path, progress=False)
+    assert metrics["n_images"] == 5
+
+
+def test_a_resumed_run_gives_the_same_metrics(scenes, finished, tmp_path):
+    _, expected = finished
+
+    class Stop:
+        def on_inner_step(self, trainer, epoch, step):
+            if (epoch, step) == (3, 1):
+                raise KeyboardInterrupt
+
+    first = Experiment(TINY, scenes, checkpoint=tmp_path / "checkpoint.pt", progress=False)
+    first.trainer.track("clock", _NoClock())
+    first.trainer.hooks.append(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    metrics = run(TINY, scenes, tmp_path, resume=True, progress=False)
+    for key in ("student", "teacher", "pseudo_masks", "selected_epoch"):
+        assert metrics[key] == expected[key], key
+
+
+class _NoClock:
+    def state_dict(self):
+        return {"elapsed": 0.0}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def example(out, *flags, **settings):
+    command = [sys.executable, str(EXAMPLE), "--out", str(out), "--epochs", "6", "--threads", "1", "--quiet", *flags]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **settings)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """A SIRST3 folder on disk, for runs in another process."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("data")
+    scenes = synthetic_dataset(8, 4, 4, SceneConfig(size=64))
+    for folder in ("images", "labels", "masks_centroid", "mode"):
+        (root / folder).mkdir()
+    for split in ("train", "val", "test"):
+        samples = getattr(scenes, split)
+        (root / "mode" / f"{split}.txt").write_text("\n".join(s.name for s in samples))
+        for s in samples:
+            points = np.zeros(s.image.shape, np.uint8)
+            points[s.points[:, 0], s.points[:, 1]] = 255
+            Image.fromarray((s.image * 255).round().astype(np.uint8)).save(root / "images" / f"{s.name}.png")
+            Image.fromarray(s.mask_source.astype(np.uint8) * 255).save(root / "labels" / f"{s.name}.png")
+            Image.fromarray(points).save(root / "masks_centroid" / f"{s.name}.png")
+    return root
+
+
+def wait_for_checkpoint(out, process, delay):
+    deadline = time.monotonic() + 50
+    while not (out / "checkpoint.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(delay)
+
+
+def test_sigkill_and_resume_give_the_metrics_of_an_uninterrupted_run(tiny_folder, tmp_path):
+    flags = ("--data", str(tiny_folder), "--preset", "smoke", "--student", "mlcl", "--width", "0.25")
+    whole = example(tmp_path / "whole", *flags)
+    killed = example(tmp_path / "killed", *flags)
+    wait_for_checkpoint(tmp_path / "killed", killed, delay=float(np.random.default_rng().uniform(0.0, 2.0)))
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    resumed = example(tmp_path / "killed", *flags, "--resume")
+    for process in (whole, resumed):
+        _, errors = process.communicate(timeout=55)
+        assert process.returncode == 0, errors
+    a, b = (json.loads((tmp_path / d / "metrics.json").read_text()) for d in ("whole", "killed"))
+    for key in a.keys() - {"seconds"}:
+        assert a[key] == b[key], key
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_exits_with_130(tiny_folder, tmp_path):
+    flags = ("--data", str(tiny_folder), "--preset", "smoke", "--student", "mlcl", "--width", "0.25", "--epochs", "500")
+    process = example(tmp_path, *flags, start_new_session=True)
+    wait_for_checkpoint(tmp_path, process, delay=0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "continue with --resume" in errors
+
+
+def test_a_folder_with_a_run_is_refused(finished, capsys):
+    out, _ = finished
+    with pytest.raises(FileExistsError, match=r"--resume.*--overwrite"):
+        prepare_folder(out, resume=False, overwrite=False)
+    with pytest.raises(ValueError, match="exclude each other"):
+        prepare_folder(out, resume=True, overwrite=True)
+    assert main(["--out", str(out)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (out / "metrics.json").is_file()
+
+
+def test_resume_with_another_config_names_the_difference(finished, scenes):
+    out, _ = finished
+    with pytest.raises(ValueError, match=r"lr=0\.004, this run has lr=0\.1"):
+        run(replace(TINY, lr=0.1), scenes, out, resume=True, progress=False)
+
+
+def test_nan_in_an_image_names_the_batch_and_keeps_the_checkpoint(scenes, tmp_path):
+    bad = scenes.train[2]
+    image = bad.image.copy()
+    data = replace(scenes, train=(*scenes.train[:2], Sample(bad.name, image, bad.points), *scenes.train[3:]))
+    experiment = Experiment(replace(TINY, method="plain"), data, checkpoint=tmp_path / "checkpoint.pt", progress=False)
+    image[:] = np.nan  # after the statistics were fitted
+    with pytest.raises(TrainingDiverged, match=rf"(?s)images .*{bad.name}.*checkpoint of epoch 0 is kept"):
+        experiment.fit()
+    assert (tmp_path / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "nowhere"], "not a folder"),
+        (["--vfm", "no_such_vit", "--vfm-random"], "not a timm model"),
+        (["--vfm-weights", "nowhere.pth"], "not a file"),
+        (["--device", "cuda"], "no CUDA device"),
+        (["--epochs", "0"], "`epochs` must be at least 1"),
+        (["--width", "9"], "`width` must lie in"),
+    ],
+)
+def test_bad_flags_end_with_a_message_and_exit_code_2(flags, message, tmp_path, capsys):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert main(["--out", str(tmp_path / "run"), "--quiet", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [{"vfm_view": "half"}, {"crop": 50}, {"variant": "exact"}, {"method": "magic"}, {"loss": "l2"}]
+)
+def test_impossible_configs_are_refused(change):
+    with pytest.raises(ValueError, match=r"must be|Unknown"):
+        replace(TINY, **change)

@@ -1,0 +1,305 @@
+"""Students, SCAM, the teacher on shared weights, and the frozen model's loader."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from istd.data.crops import Batch
+from istd.losses import bce_and_soft_iou, binary_cross_entropy, distillation, soft_iou
+from istd.objectives import Segmentation, StudentOuter, TeacherInner
+from istd.students import STUDENTS, create_student, stages_of
+from istd.teacher import SCAM, Teacher, VFMWeightsError, cached_tokens, crop_tokens, image_tokens, load_vfm
+from istd.teacher.vfm import FrozenVFM
+
+TINY = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize("name", list(STUDENTS))
+@pytest.mark.parametrize("width", [0.25, 1.0])
+def test_a_student_declares_its_stages_and_decodes_what_it_encodes(name, width):
+    torch.manual_seed(0)
+    student = create_student(name, width).eval()
+    x = torch.randn(2, 3, 64, 96)
+    features = student.encode(x)
+    assert [(f.shape[1], 64 // f.shape[2]) for f in features] == [tuple(s) for s in stages_of(student)]
+    out = student(x)
+    assert out.shape == (2, 1, 64, 96)
+    assert torch.allclose(student.decode(features), out)
+
+
+@pytest.mark.parametrize("name", list(STUDENTS))
+def test_sizes_are_near_the_published_ones(name):
+    """Layers that the papers leave open are ours: the count agrees to a fifth, and the docstring says why."""
+    count = sum(p.numel() for p in create_student(name).parameters())
+    assert count == pytest.approx(STUDENTS[name].published_parameters, rel=0.2)
+
+
+def test_channels_last_gives_the_same_gradients():
+    """The memory format that training uses, on a torch whose strided 1x1 kernel for it is broken."""
+    x = torch.randn(2, 3, 64, 64)
+    grads = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        student = create_student("alcl", 0.25).to(memory_format=memory_format)
+        student(x.to(memory_format=memory_format)).square().mean().backward()
+        grads.append([p.grad.clone() for p in student.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-2)
+
+
+def test_unknown_students_and_widths_are_named():
+    with pytest.raises(ValueError, match=r"Unknown student 'unet'.*alcl.*mlcl"):
+        create_student("unet")
+    with pytest.raises(ValueError, match="`width`"):
+        create_student("alcl", 0.0)
+    with pytest.raises(TypeError, match="no student"):
+        stages_of(nn.Linear(1, 1))
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([0.0, 0.0]).view(1, 1, 1, 2)
+    target = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    assert float(binary_cross_entropy(logits, target)) == pytest.approx(np.log(2))
+    assert float(soft_iou(logits, target)) == pytest.approx(1 - 1.5 / 2.5)
+    assert float(bce_and_soft_iou(logits, target)) == pytest.approx(np.log(2) + 0.4)
+    assert float(distillation(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 4 * np.log(3)))) == pytest.approx(
+        (0.5 - 0.75) ** 2
+    )
+    assert soft_iou(torch.full((1, 1, 4, 4), -50.0), torch.zeros(1, 1, 4, 4)) == 0.0  # an empty crop, predicted empty
+
+
+def scam(depth=3, dim=6, channels=(4, 8), **settings):
+    torch.manual_seed(0)
+    return SCAM(depth, dim, channels, hidden=5, **settings)
+
+
+def test_scam_starts_as_the_identity():
+    features = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]
+    out = scam()(features, torch.randn(2, 3, 7, 6))
+    assert all(torch.equal(a, b) for a, b in zip(features, out, strict=True))
+
+
+def test_scam_is_its_formula():
+    module = scam(strength=0.3)
+    for p in module.parameters():
+        p.data.normal_()
+    tokens, f = torch.randn(2, 3, 7, 6), [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]
+    out = module(f, tokens)
+    for b in range(2):
+        fused = sum(w * tokens[b, k] for k, w in enumerate(module.depth_logits.softmax(0)))
+        score = fused @ module.attention.weight[0] + module.attention.bias
+        g = (score.softmax(0)[:, None] * fused).sum(0)
+        hidden = torch.relu(module.mlp[0].weight @ g + module.mlp[0].bias)
+        parameters = module.mlp[2].weight @ hidden + module.mlp[2].bias
+        for stage, (start, c) in enumerate(((0, 4), (8, 8))):
+            raw, beta = parameters[start : start + c], parameters[start + c : start + 2 * c]
+            gamma = 1 + torch.tanh(raw * module.gate[stage])
+            expected = (1 + 0.3 * (gamma - 1))[:, None, None] * f[stage][b] + 0.3 * beta[:, None, None]
+            assert torch.allclose(out[stage][b], expected, atol=1e-5)
+    assert float(module.gate_penalty().detach()) == pytest.approx(
+        float(torch.cat([u.detach().abs() for u in module.gate]).mean())
+    )
+
+
+def test_scam_names_stages_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"\(4, 4\) channels; this SCAM was built for \(4, 8\)"):
+        scam()([torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)], torch.randn(1, 3, 7, 6))
+
+
+def make_teacher(**settings):
+    torch.manual_seed(0)
+    student = create_student("mlcl", 0.25)
+    module = SCAM(2, 6, [s.channels for s in stages_of(student)], hidden=5)
+    return Teacher(student, module, **settings)
+
+
+def batch(n=4):
+    g = torch.Generator().manual_seed(0)
+    target = (torch.rand(n, 1, 32, 32, generator=g) > 0.98).float()
+    image = torch.randn(n, 1, 32, 32, generator=g) + 3 * target
+    return Batch(image, target, torch.arange(n), torch.randn(n, 2, 9, 6, generator=g))
+
+
+def test_an_identity_teacher_is_its_student():
+    teacher = make_teacher().eval()
+    out = teacher(batch().image, batch().tokens)
+    assert torch.equal(out.student, out.teacher)
+
+
+def spread_scam(teacher):
+    for p in teacher.scam.parameters():
+        p.data.normal_()
+
+
+def test_batch_norm_statistics_of_both_passes_do_not_mix():
+    alone, both = make_teacher().train(), make_teacher().train()
+    spread_scam(both)
+    alone.student(batch().image.expand(-1, 3, -1, -1))
+    both(batch().image, batch().tokens)
+    for (name, a), b in zip(alone.student.named_buffers(), both.student.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    changed = [n for n, b in both.statistics.named_buffers() if "contrast" in n and "running_mean" in n and b.any()]
+    assert changed  # the teacher's decoder has statistics of its own
+    shared = make_teacher(share_batch_norm=True).train()
+    spread_scam(shared)
+    shared(batch().image, batch().tokens)
+    assert any(not torch.equal(a, b) for a, b in zip(alone.student.buffers(), shared.student.buffers(), strict=True))
+    assert len(list(shared.statistics.buffers())) == 0
+
+
+class Ones(nn.Module):
+    def forward(self, indices):
+        return torch.ones(len(indices))
+
+
+def test_the_published_inner_objective_trains_shared_weights_through_the_teacher_only():
+    teacher = make_teacher().train()
+    spread_scam(teacher)
+    b = batch()
+    published = TeacherInner(loss="bce", student=0.0)
+    out = teacher(b.image, b.tokens)
+    expected = (
+        binary_cross_entropy(out.teacher, b.target) + 0.1 * distillation(out.teacher, out.student.detach())
+    ).mean() + 5e-3 * teacher.scam.gate_penalty()
+    assert float(published(teacher, Ones(), b).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    with_student = TeacherInner(loss="bce", student=1.0)(teacher, Ones(), b)
+    extra = binary_cross_entropy(out.student, b.target).mean()
+    assert float(with_student.detach()) == pytest.approx(float((expected + extra).detach()), rel=1e-5)
+
+
+def test_a_share_of_the_batch_passes_through_the_teacher():
+    teacher = make_teacher().eval()
+    spread_scam(teacher)
+    b = batch()
+    half = TeacherInner(loss="bce", student=0.0, share=0.5)(teacher, Ones(), b)
+    first = Batch(b.image[:2], b.target[:2], b.samples[:2], b.tokens[:2])
+    assert float(half.detach()) == pytest.approx(
+        float(TeacherInner(loss="bce", student=0.0)(teacher, Ones(), first).detach()), rel=1e-5
+    )
+
+
+class Doubling(nn.Module):
+    def forward(self, indices):
+        return torch.linspace(0.5, 1.5, len(indices))
+
+
+def test_the_outer_objective_is_unweighted_unless_published():
+    teacher = make_teacher().eval()
+    spread_scam(teacher)
+    b = batch()
+    out = teacher(b.image, b.tokens)
+    losses = binary_cross_entropy(out.student, b.target) + distillation(out.student, out.teacher)
+    plain = StudentOuter(loss="bce")(teacher, Doubling(), b)
+    published = StudentOuter(loss="bce", weighted=True)(teacher, Doubling(), b)
+    assert float(plain.detach()) == pytest.approx(float(losses.mean().detach()), rel=1e-5)
+    weighted = float((Doubling()(b.samples) * losses).mean().detach())
+    assert float(published.detach()) == pytest.approx(weighted, rel=1e-5)
+
+
+def test_weight_zero_is_dropping_the_sample():
+    class Drop(nn.Module):
+        def forward(self, indices):
+            return torch.tensor([2.0, 2.0, 0.0, 0.0])
+
+    student = create_student("mlcl", 0.25).eval()
+    b = batch()
+    first = Batch(b.image[:2], b.target[:2], b.samples[:2], None)
+    assert float(Segmentation()(student, Drop(), b).detach()) == pytest.approx(
+        float(Segmentation()(student, Ones(), first).detach()), rel=1e-5
+    )
+
+
+def test_the_frozen_model_stays_in_eval_mode_and_gives_one_map_per_block():
+    vfm = load_vfm(TINY, random=True)
+    nn.Sequential(vfm).train()
+    assert not any(m.training for m in vfm.modules())
+    assert not any(p.requires_grad for p in vfm.parameters())
+    assert not vfm.pretrained
+    x = torch.rand(2, 1, 50, 70)
+    tokens = vfm.tokens(x)
+    assert tokens.shape == (2, 12, 4 * 5, 192)
+    assert torch.equal(tokens, vfm.tokens(x))
+    assert load_vfm(TINY, random=True, embedding=True).tokens(x).shape == (2, 13, 20, 192)
+
+
+def test_dinov3_models_build_and_drop_their_prefix_tokens():
+    vfm = load_vfm("vit_small_patch16_dinov3.lvd1689m", random=True, embedding=True)
+    assert vfm.tokens(torch.rand(1, 1, 32, 48)).shape == (1, 13, 6, 384)
+
+
+def test_tokens_are_cached_per_image_or_computed_per_crop():
+    vfm = load_vfm(TINY, random=True)
+    images = [np.random.default_rng(i).random((40, 56)).astype(np.float32) for i in range(3)]
+    cache = image_tokens(vfm, images, 32, torch.device("cpu"), progress=False)
+    assert cache.shape == (3, 12, 4, 192)
+    looked_up = cached_tokens(cache)(torch.tensor([2, 0]), torch.zeros(2, 1, 8, 8))
+    assert torch.allclose(looked_up[0], vfm.tokens(torch.from_numpy(images[2])[None, None], 32)[0], atol=2e-3)
+    crops = torch.rand(2, 1, 32, 32)
+    assert torch.equal(crop_tokens(vfm)(torch.tensor([0, 1]), crops), vfm.tokens(crops))
+
+
+def test_weights_from_files_in_both_key_formats(tmp_path):
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    source = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+    state = {k: torch.randn_like(v) * 0.02 for k, v in source.state_dict().items()}
+    save_file(state, tmp_path / "timm.safetensors")
+    original = {}
+    for key, value in state.items():
+        key = key.replace("reg_token", "storage_tokens").replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
+        original[key] = value
+    original["rope_embed.periods"] = torch.ones(16)
+    original["mask_token"] = torch.zeros(1, 384)
+    torch.save(original, tmp_path / "meta.pth")
+    x = torch.rand(1, 1, 32, 32)
+    expected = FrozenVFM(source, name, True)
+    source.load_state_dict(state)
+    for file in ("timm.safetensors", "meta.pth"):
+        vfm = load_vfm(name, tmp_path / file)
+        assert vfm.pretrained
+        assert torch.allclose(vfm.tokens(x), expected.tokens(x), atol=1e-5), file
+
+
+def test_bad_weight_files_are_refused_with_the_ways_out(tmp_path):
+    wrong = {k: torch.zeros(3) for k in timm.create_model(TINY).state_dict()}
+    save_file(wrong, tmp_path / "wrong.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04")
+    torch.save(nn.Linear(1, 1), tmp_path / "code.pth")
+    torch.save({"a": 1}, tmp_path / "no_tensors.pth")
+    files = ("wrong.safetensors", "cut.safetensors", "cut.pth", "code.pth", "no_tensors.pth", "absent.pth")
+    for file in files:
+        with pytest.raises(VFMWeightsError, match=r"(?s)--vfm-weights FILE.*cache.*--vfm-random"):
+            load_vfm(TINY, tmp_path / file)
+
+
+def test_no_network_stops_with_the_three_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
+
+    def no_network(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    with pytest.raises(VFMWeightsError, match=r"(?s)--vfm-weights FILE.*cache.*--vfm-random"):
+        load_vfm("vit_small_plus_patch16_dinov3.lvd1689m")
+
+
+def test_weights_come_from_the_hubs_cache_without_network(monkeypatch, tmp_path):
+    torch.manual_seed(3)
+    model = timm.create_model(TINY, num_classes=0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: str(tmp_path / "model.safetensors"))
+    vfm = load_vfm(TINY)
+    assert vfm.pretrained
+    assert torch.equal(vfm.model.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+
+
+def test_unknown_and_unsuitable_models_are_named():
+    with pytest.raises(ValueError, match="not a timm model"):
+        load_vfm("vit_enormous", random=True)
+    with pytest.raises(ValueError, match="not a vision transformer"):
+        load_vfm("resnet18", random=True)
+    with pytest.raises(ValueError, match="exclude each other"):
+        load_vfm(TINY, "file", random=True)

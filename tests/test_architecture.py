@@ -1,0 +1,84 @@
+"""Imports run one way: a room may import from rooms above it in the list, never from those below."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LAYERS = {
+    "bilevel": [
+        ["results", "tree", "registry"],
+        ["inner_optimizers", "linear_solvers", "reweighting", "products"],
+        ["problem"],
+        ["modules"],
+        ["hypergradients"],
+        ["objectives", "schedule", "events", "checkpoint"],
+        ["trainer"],
+        ["__init__"],
+    ],
+    "istd": [
+        ["regions", "losses"],
+        ["data"],
+        ["metrics", "students", "labels", "clusters"],
+        ["predict", "teacher"],
+        ["objectives", "hooks", "export"],
+        ["methods"],
+        ["config", "report"],
+        ["experiment"],
+        ["run"],
+        ["cli"],
+        ["__init__"],
+    ],
+}
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            yield node.module
+
+
+def room(path, package):
+    return path.relative_to(ROOT / package).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_run_one_way(package):
+    rank = {name: i for i, layer in enumerate(LAYERS[package]) for name in layer}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        own = room(path, package)
+        assert own in rank, f"{path} is in no layer of this test: place it"
+        for module in imported_modules(path):
+            parts = module.split(".")
+            if parts[0] == package and len(parts) > 1 and parts[1] != own:
+                assert rank[parts[1]] <= rank[own], f"{path.relative_to(ROOT)} imports {module}, which is downstream"
+
+
+def test_bilevel_knows_neither_its_plugin_nor_image_libraries():
+    forbidden = {"istd", "timm", "PIL", "skimage", "matplotlib", "torchvision"}
+    for path in (ROOT / "bilevel").rglob("*.py"):
+        assert not forbidden & {m.split(".")[0] for m in imported_modules(path)}, path
+
+
+def test_only_one_room_imports_timm_and_istd_uses_public_names_of_bilevel():
+    for path in (ROOT / "istd").rglob("*.py"):
+        modules = list(imported_modules(path))
+        if any(m.split(".")[0] == "timm" for m in modules):
+            assert path == ROOT / "istd" / "teacher" / "vfm.py"
+        private = {"bilevel.trainer", "bilevel.products", "bilevel.hypergradients", "bilevel.problem", "bilevel.tree"}
+        assert not private & set(modules), path
+
+
+def test_files_stay_small():
+    for package in LAYERS:
+        for path in (ROOT / package).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, f"{path}: is it one thing?"
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
