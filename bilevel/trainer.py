@@ -50,7 +50,8 @@ class BilevelTrainer:
         state: further objects with `state_dict` and `load_state_dict` to be checkpointed, by name.
         checkpoint: file for the checkpoint, written atomically after every epoch; None writes none.
         config: plain data that identifies the run; resuming with another config is refused, naming the difference.
-        describe_batch: names a batch in the message of `TrainingDiverged`.
+        describe_batch: gives a small object whose `str()` names a batch in the message of `TrainingDiverged`; it is
+            kept for some steps and turned into text only on failure.
         progress: show a progress bar.
 
     Attributes:
@@ -93,7 +94,7 @@ class BilevelTrainer:
         state: Mapping[str, Any] | None = None,
         checkpoint: Path | str | None = None,
         config: Mapping[str, Any] | None = None,
-        describe_batch: Callable[[Any], str] | None = None,
+        describe_batch: Callable[[Any], object] | None = None,
         progress: bool = True,
     ) -> None:
         self.inner, self.outer = inner, outer
@@ -159,7 +160,7 @@ class BilevelTrainer:
         _set_epoch(self.inner_batches, epoch)
         self.inner.train()
         losses: list[Tensor] = []
-        unchecked: list[str] = []
+        unchecked: list[object] = []
         for step, batch in enumerate(self.inner_batches):
             loss = self.inner_loss(self.inner, self.outer, batch)
             self.inner_optimizer.zero_grad(set_to_none=True)
@@ -179,14 +180,14 @@ class BilevelTrainer:
             self._check_finite(losses[-len(unchecked) :], unchecked, epoch, len(losses) - 1)
         return {"inner_loss": float(torch.stack(losses).mean())}
 
-    def _check_finite(self, losses: Sequence[Tensor], names: Sequence[str], epoch: int, last: int) -> None:
+    def _check_finite(self, losses: Sequence[Tensor], names: Sequence[object], epoch: int, last: int) -> None:
         finite = torch.stack(list(losses)).isfinite().tolist()
         if all(finite):
             return
         first = finite.index(False)
         value = float(losses[first])
         kept = f"; the checkpoint of epoch {self.epoch} is kept in {self.checkpoint}" if self.checkpoint else ""
-        name = f" ({names[first]})" if names[first] else ""
+        name = f" ({names[first]})" if str(names[first]) else ""
         raise TrainingDiverged(
             f"The inner loss is {value} in epoch {epoch}, batch {last - len(losses) + 1 + first}{name}{kept}. Check "
             "that batch for values that are not finite, or lower the learning rate."

@@ -112,9 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         out = args.out or Path("runs/demo")
-        print(
-            f"\ninterrupted; the last finished epoch is in {out}/checkpoint.pt, continue with --resume", file=sys.stderr
+        kept = (out / "checkpoint.pt").exists()
+        hint = (
+            f"the last finished epoch is in {out}/checkpoint.pt, continue with --resume" if kept else "nothing written"
         )
+        print(f"\ninterrupted; {hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -128,10 +130,11 @@ def _dataset(args: argparse.Namespace) -> Dataset:
 def _beside(args: argparse.Namespace, config: Config, dataset: Dataset, out: Path, device: torch.device) -> Metrics:
     """The metrics of the method to compare with, from its finished run or a new one."""
     folder = out / args.beside
-    finished = folder / "metrics.json"
-    if args.resume and finished.is_file():
-        found: Metrics = json.loads(finished.read_text())
-        return found
-    prepare_folder(folder, args.resume, args.overwrite)
     other = replace(config, method=args.beside)
+    finished = folder / "metrics.json"
+    if finished.is_file() and not args.overwrite:
+        found: Metrics = json.loads(finished.read_text())
+        if json.loads((folder / "config.json").read_text()) == other.as_dict() and found["dataset"] == dataset.name:
+            return found
+    prepare_folder(folder, args.resume, args.overwrite)
     return run(other, dataset, folder, device, args.resume, not args.quiet)

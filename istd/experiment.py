@@ -177,8 +177,8 @@ class Experiment:
         c = self.config
         return LabelEvolution(cap=c.evolve_cap, decay=c.evolve_decay, anchors=c.anchors, relative=c.evolve_relative)
 
-    def _describe(self, batch: Any) -> str:
-        return "images " + ", ".join(self.samples[int(i)].name for i in batch.samples)
+    def _describe(self, batch: Any) -> object:
+        return _Names(self.samples, batch.samples)
 
     # --- predictions -------------------------------------------------------------------------------------------------
 
@@ -199,9 +199,12 @@ class Experiment:
         return self.predict_teacher(self.samples[i].image, self.tokens[i])
 
     def _validation_score(self) -> dict[str, float]:
-        """What point supervision has: agreement with validation pseudo-masks, and the points found."""
+        """What point supervision has: agreement with the start masks of the validation images.
+
+        The start masks, because they stay: evolved ones follow the very network that is scored.
+        """
         pairs = [
-            (self.predict_student(self.samples[i].image) > 0.5, self.labels.hard(i)) for i in self.validation.tolist()
+            (self.predict_student(self.samples[i].image) > 0.5, self.labels.start[i]) for i in self.validation.tolist()
         ]
         found = evaluate_masks(pairs)
         return {"score": (found["IoU"] + found["nIoU"]) / 2} | found
@@ -219,6 +222,17 @@ class Experiment:
     def load_best(self) -> None:
         """Put the selected weights into the averaged network."""
         self.averaging.module.load_state_dict(self.selection.best["weights"])
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names a batch when asked; until then it costs no wait for the device."""
+
+    samples: Sequence[Sample]
+    indices: Tensor
+
+    def __str__(self) -> str:
+        return "images " + ", ".join(self.samples[i].name for i in self.indices.tolist())
 
 
 def _truths(

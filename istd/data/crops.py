@@ -134,9 +134,9 @@ class CropLoader:
         constants = torch.tensor([self._constants[int(i)] for i in indices])[:, :, None, None, None]
         normalised = ((image - constants[:, 0]) / constants[:, 1]).to(self.device)
         target = torch.stack([c[1] for c in crops]).to(self.device)
-        index = torch.as_tensor(indices, device=self.device)
+        index = torch.as_tensor(indices)
         tokens = None if self.tokens is None else self.tokens(index, image.to(self.device))
-        return Batch(normalised, target, index, tokens)
+        return Batch(normalised, target, index.to(self.device), tokens)
 
     def _crop(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         a = self.augmentation

@@ -73,8 +73,8 @@ class Dataset:
 
     @property
     def has_truth(self) -> bool:
-        """Whether every validation and test sample has a true mask (training ones need none)."""
-        return all(s.mask_source is not None for s in self.val + self.test)
+        """Whether every test sample has a true mask; nothing else needs one."""
+        return all(s.mask_source is not None for s in self.test)
 
 
 def load_folder(root: Path | str, points: PointSource = "auto", seed: int = 0) -> Dataset:
@@ -88,8 +88,9 @@ def load_folder(root: Path | str, points: PointSource = "auto", seed: int = 0) -
 
     Raises:
         FileNotFoundError: if the folder, its images or every form of point labels is missing.
-        ValueError: for an empty split, a name in two splits, an image without a point label file, sizes that differ,
-            or a point outside its image. Every message names the file and the remedy.
+        ValueError: for an empty split, a name in two splits, an image without a point label file, a split with
+            masks for some images only, sizes that differ, or a point outside its image. Every message names the file
+            and the remedy.
     """
     root = Path(root)
     if not root.is_dir():
@@ -99,12 +100,12 @@ def load_folder(root: Path | str, points: PointSource = "auto", seed: int = 0) -
     lookup = _PointLookup(root, points)
     splits = _read_splits(root, sorted(images), seed)
     _check_splits(splits, images, root)
+    _check_masks(splits, masks, root)
 
     def sample(name: str) -> Sample:
         image = read_image(images[name])
         found = check_points(lookup(name, image.shape), image.shape[:2], name)
-        mask = masks.get(name) or masks.get(f"{name}_pixels0")
-        return Sample(name, image, found, mask)
+        return Sample(name, image, found, _mask_of(name, masks))
 
     train, val, test = (tuple(sample(n) for n in splits[s]) for s in SPLITS)
     return Dataset(root.name, train, val, test)
@@ -216,6 +217,21 @@ def _check_splits(splits: dict[str, list[str]], images: dict[str, Path], root: P
             owner[name] = split
             if name not in images:
                 raise ValueError(f"The {split!r} split names {name!r}, but {root} has no such image.")
+
+
+def _mask_of(name: str, masks: dict[str, Path]) -> Path | None:
+    return masks.get(name) or masks.get(f"{name}_pixels0")
+
+
+def _check_masks(splits: dict[str, list[str]], masks: dict[str, Path], root: Path) -> None:
+    """A split has all of its masks or none."""
+    for split, names in splits.items():
+        missing = [name for name in names if _mask_of(name, masks) is None]
+        if missing and len(missing) < len(names):
+            raise ValueError(
+                f"{len(missing)} of the {len(names)} images in the {split!r} split of {root} have no mask, first "
+                f"{missing[0]!r}; give all of them one, or none (masks are optional)."
+            )
 
 
 def _first_folder(root: Path, names: Iterable[str], what: str) -> Path:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from istd.teacher.vfm import FrozenVFM
 
 TokenSource = Callable[[Tensor, Tensor], Tensor]
+"""`source(indices, crops) -> (B, K, N, D)`: sample indices `(B,)` on the CPU, unnormalised crops `(B, 1, H, W)`."""
 
 
 def image_tokens(
@@ -33,8 +34,8 @@ def image_tokens(
 
 
 def cached_tokens(cache: Tensor) -> TokenSource:
-    """A token source that looks batches up in the cache of `image_tokens`."""
-    return lambda index, _: cache[index.cpu()].to(index.device).float()
+    """A token source that looks batches up in the cache of `image_tokens` and puts them beside their crops."""
+    return lambda index, crops: cache[index].to(crops.device, non_blocking=True).float()
 
 
 def crop_tokens(vfm: FrozenVFM) -> TokenSource:

@@ -77,6 +77,14 @@ def without_point_masks(folder):
     (folder / "masks_centroid").rmdir()
 
 
+def test_masks_of_the_test_split_alone_are_enough_to_be_scored(folder):
+    for name in NAMES[:4]:
+        (folder / "labels" / f"{name}.png").unlink()
+    data = load_folder(folder)
+    assert data.has_truth
+    assert data.train[0].truth() is None
+
+
 def test_points_as_csv(folder):
     without_point_masks(folder)
     rows = "".join(f"{n}.png,21,{11 + i}.6\n" for i, n in enumerate(NAMES[:5]))
@@ -132,6 +140,10 @@ def break_mask_size(f):
     save(f / "labels" / "im1.png", np.zeros((41, 48), np.uint8))
 
 
+def break_one_mask(f):
+    (f / "labels" / "im1.png").unlink()
+
+
 def break_mask_levels(f):
     save(f / "labels" / "im1.png", np.arange(40 * 48, dtype=np.uint8).reshape(40, 48))
 
@@ -181,6 +193,7 @@ def break_one_pixel(f):
     [
         (break_missing_point, "'im1' has no point label file"),
         (break_point_size, "both must have the same size"),
+        (break_one_mask, "1 of the 3 images in the 'train' split .* have no mask, first 'im1'"),
         (break_mask_size, r"'im1' is 48x40.*48x41"),
         (break_mask_levels, "not a binary mask"),
         (break_empty_split, "'val' split .* is empty"),
