@@ -43,8 +43,8 @@ class BilevelTrainer:
         outer_optimizer: a torch optimizer over those of `outer` (and of `shared`, if it is to move them).
         method: a hypergradient method or its registry name.
         schedule: when outer steps are due.
-        shared: parameters of `inner` that the outer step moves as well, along their direct gradient dF/dw; they must
-            stand in `outer_optimizer`.
+        shared: parameters of `inner` that the outer step moves as well, along their direct gradient dF/dw at the point
+            where the method evaluates F (after the look-ahead for `Unrolled`); they must stand in `outer_optimizer`.
         inner_scheduler: a torch learning-rate scheduler, stepped after every inner step.
         hooks: objects with some of the methods of `bilevel.events.Hook`.
         state: further objects with `state_dict` and `load_state_dict` to be checkpointed, by name.

@@ -139,7 +139,7 @@ PRESETS.register(
         Config(),
         preset="cpu",
         width=0.5,
-        epochs=120,
+        epochs=150,
         batch_size=8,
         crop=128,
         lr=2e-3,

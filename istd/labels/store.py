@@ -40,10 +40,17 @@ class PseudoMasks:
         return np.asarray(self.soft[i] > 0.5)
 
     def state_dict(self) -> dict[str, Any]:
-        """Soft labels and admissions as tensors."""
-        return {"soft": [torch.from_numpy(m) for m in self.soft], "admitted": torch.from_numpy(self.admitted)}
+        """Soft labels (their few non-zero pixels) and admissions as tensors."""
+        places = [np.flatnonzero(m) for m in self.soft]
+        return {
+            "places": [torch.from_numpy(p) for p in places],
+            "values": [torch.from_numpy(m.ravel()[p]) for m, p in zip(self.soft, places, strict=True)],
+            "admitted": torch.from_numpy(self.admitted),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state of `state_dict`."""
-        self.soft = [m.cpu().numpy() for m in state["soft"]]
+        for i, (places, values) in enumerate(zip(state["places"], state["values"], strict=True)):
+            self.soft[i] = np.zeros_like(self.soft[i])
+            self.soft[i].ravel()[places.cpu().numpy()] = values.cpu().numpy()
         self.admitted = state["admitted"].cpu().numpy()
