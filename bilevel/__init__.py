@@ -9,7 +9,7 @@ from bilevel.hypergradients import (
     hypergradient,
 )
 from bilevel.inner_optimizers import InnerOptimizer, adam, adamw, sgd
-from bilevel.linear_solvers import ConjugateGradient, Dense, LinearSolver, Neumann
+from bilevel.linear_solvers import GMRES, ConjugateGradient, Dense, Identity, LinearSolver, Neumann, Nystrom
 from bilevel.modules import parameters_of, problem_from_modules
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES
 from bilevel.problem import BilevelProblem
@@ -32,6 +32,9 @@ __all__ = [
     "ConjugateGradient",
     "Neumann",
     "Dense",
+    "Identity",
+    "Nystrom",
+    "GMRES",
     "LinearSolver",
     "SolveResult",
     "InnerOptimizer",

@@ -11,4 +11,4 @@ import sys
 from istd.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main([*sys.argv[1:], *([] if "--data" in sys.argv else ["--beside", "plain"])]))
+    sys.exit(main())

@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--points", default="auto", help="point labels: auto, centroid, coarse, csv or coco")
     p.add_argument("--preset", choices=list(PRESETS), help="default: cpu with --data, smoke without")
     p.add_argument("--method", choices=list(METHODS), help="default: semantic-priors")
-    p.add_argument("--beside", choices=list(METHODS), help="also train this method and print its row")
+    p.add_argument(
+        "--beside", choices=list(METHODS), help="also train this method and print its row; plain without --data"
+    )
     p.add_argument("--student", choices=list(STUDENTS), help="student network")
     p.add_argument("--width", type=float, help="factor on the student's channels")
     p.add_argument("--out", type=Path, help="folder for the results; default runs/demo")
@@ -89,7 +91,8 @@ def train(args: argparse.Namespace) -> Metrics:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        beside = [_beside(args, config, dataset, out, device)] if args.beside else []
+        other = args.beside or ("plain" if args.data is None and config.method != "plain" else None)
+        beside = [_beside(args, replace(config, method=other), dataset, out / other, device)] if other else []
         metrics = run(config, dataset, out, device, args.resume, not args.quiet)
     finally:
         log.removeHandler(handler)
@@ -127,14 +130,12 @@ def _dataset(args: argparse.Namespace) -> Dataset:
     return synthetic_dataset(train=64, val=20, test=32, config=SceneConfig(), seed=0)
 
 
-def _beside(args: argparse.Namespace, config: Config, dataset: Dataset, out: Path, device: torch.device) -> Metrics:
-    """The metrics of the method to compare with, from its finished run or a new one."""
-    folder = out / args.beside
-    other = replace(config, method=args.beside)
+def _beside(args: argparse.Namespace, config: Config, dataset: Dataset, folder: Path, device: torch.device) -> Metrics:
+    """The metrics of the run to compare with, from its finished folder or made now."""
     finished = folder / "metrics.json"
     if finished.is_file() and not args.overwrite:
         found: Metrics = json.loads(finished.read_text())
-        if json.loads((folder / "config.json").read_text()) == other.as_dict() and found["dataset"] == dataset.name:
+        if json.loads((folder / "config.json").read_text()) == config.as_dict() and found["dataset"] == dataset.name:
             return found
     prepare_folder(folder, args.resume, args.overwrite)
-    return run(other, dataset, folder, device, args.resume, not args.quiet)
+    return run(config, dataset, folder, device, args.resume, not args.quiet)

@@ -3,6 +3,9 @@
 from bilevel.linear_solvers.base import LinearSolver, MatVec
 from bilevel.linear_solvers.conjugate_gradient import ConjugateGradient
 from bilevel.linear_solvers.dense import Dense
+from bilevel.linear_solvers.gmres import GMRES
+from bilevel.linear_solvers.identity import Identity
 from bilevel.linear_solvers.neumann import Neumann
+from bilevel.linear_solvers.nystrom import Nystrom
 
-__all__ = ["ConjugateGradient", "Dense", "LinearSolver", "MatVec", "Neumann"]
+__all__ = ["GMRES", "ConjugateGradient", "Dense", "Identity", "LinearSolver", "MatVec", "Neumann", "Nystrom"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import ConjugateGradient, Dense, Neumann
+from bilevel import GMRES, ConjugateGradient, Dense, Identity, Neumann, Nystrom
 
 
 def system(n, condition, seed):
@@ -72,3 +72,59 @@ def test_impossible_settings_are_refused(make):
 def test_dense_refuses_large_systems():
     with pytest.raises(ValueError, match="ConjugateGradient"):
         Dense(max_size=3)(lambda v: v, torch.ones(4))
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(n=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_gmres_solves_indefinite_and_nonsymmetric_systems(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, n, generator=g, dtype=torch.float64) + 3 * torch.diag(
+        torch.randn(n, generator=g, dtype=torch.float64).sign()
+    )
+    b = torch.randn(n, generator=g, dtype=torch.float64)
+    condition = float(torch.linalg.cond(a))
+    exact = torch.linalg.solve(a, b)
+    found = GMRES(max_iter=2 * n, rtol=1e-12)(lambda v: a @ v, b)
+    assert float((found.value - exact).norm() / exact.norm()) < 1e-11 * max(condition, 10)
+    symmetric = (a + a.T) / 2
+    if float(torch.linalg.cond(symmetric)) < 1e6:
+        found = GMRES(max_iter=2 * n, rtol=1e-12)(lambda v: symmetric @ v, b)
+        assert bool(found.converged)
+        lowest = float(torch.linalg.eigvalsh(symmetric)[0])
+        assert float(found.minimum_curvature) >= lowest - 1e-9  # Ritz values lie inside the spectrum
+
+
+def test_gmres_sees_negative_curvature_and_needs_no_product_for_zero():
+    a = torch.diag(torch.tensor([3.0, -1.0], dtype=torch.float64))
+    found = GMRES()(lambda v: a @ v, torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(found.value, torch.tensor([1 / 3, -1.0], dtype=torch.float64))
+    assert float(found.minimum_curvature) == pytest.approx(-1.0)
+    assert GMRES()(lambda v: v, torch.zeros(3)).iterations == 0
+
+
+def test_nystrom_is_exact_at_full_rank_and_for_low_rank_matrices():
+    a, b = system(8, 50, 3)
+    damping = 1e-2
+    exact = torch.linalg.solve(a + damping * torch.eye(8, dtype=torch.float64), b)
+    found = Nystrom(rank=8, damping=damping)(lambda v: a @ v, b)
+    assert torch.allclose(found.value, exact, rtol=1e-6)
+    assert bool(found.converged)
+    u = torch.randn(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, b = u @ u.T, torch.ones(30, dtype=torch.float64)
+    exact = torch.linalg.solve(low + damping * torch.eye(30, dtype=torch.float64), b)
+    assert torch.allclose(Nystrom(5, damping)(lambda v: low @ v, b).value, exact, rtol=1e-6)
+    rough = Nystrom(2, damping)(lambda v: low @ v, b)
+    assert not bool(rough.converged)
+
+
+def test_identity_is_the_first_neumann_term():
+    a, b = system(5, 4, 2)
+    one, two = Identity(0.2)(lambda v: a @ v, b), Neumann(1, 0.2)(lambda v: a @ v, b)
+    assert torch.equal(one.value, two.value)
+    assert float(one.residual_norm) == pytest.approx(float(two.residual_norm))
+
+
+@pytest.mark.parametrize("make", [lambda: GMRES(0), lambda: Nystrom(0), lambda: Nystrom(3, 0.0), lambda: Identity(0.0)])
+def test_impossible_settings_of_the_other_solvers_are_refused(make):
+    with pytest.raises(ValueError, match="must"):
+        make()

@@ -1,0 +1,71 @@
+"""GMRES: minimal residuals for systems that are not positive definite, or not even symmetric."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.results import SolveResult
+
+
+@dataclass(frozen=True)
+class GMRES:
+    """Minimise |(H + damping I) v - b| over the Krylov space of b; exact in n steps for any regular matrix.
+
+    Arnoldi with two passes of Gram-Schmidt builds an orthonormal basis Q and H Q_k = Q_{k+1} T_k; v = Q_k y with y the
+    least-squares solution of T_k y = |b| e_1. Memory grows by one vector per step. For a symmetric indefinite H the
+    iterates are those of MINRES; unlike conjugate gradients it needs no positive curvature, but a saddle point of the
+    inner loss stays a saddle point: look at `minimum_curvature`.
+
+    Attributes:
+        max_iter: most products with H.
+        rtol: stop when the residual is at most max(rtol * |b|, atol).
+        atol: absolute tolerance.
+        damping: added to the diagonal.
+
+    Source: Saad and Schultz (1986); Paige and Saunders (1975) for the symmetric case.
+    """
+
+    max_iter: int = 20
+    rtol: float = 1e-10
+    atol: float = 0.0
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_iter < 1:
+            raise ValueError(f"`max_iter` must be at least 1, got {self.max_iter}.")
+
+    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
+        """Solve for `b` of shape `(n,)`."""
+        size = b.norm()
+        tolerance = torch.clamp(self.rtol * size, min=self.atol)
+        if not bool(size > tolerance):
+            return finish(torch.zeros_like(b), 0, b, tolerance)
+        steps = min(self.max_iter, b.numel())
+        basis = [b / size]
+        projected = torch.zeros(steps + 1, steps, dtype=b.dtype, device=b.device)
+        target = torch.zeros(steps + 1, dtype=b.dtype, device=b.device)
+        target[0] = size
+        used, eps = 0, torch.finfo(b.dtype).eps
+        for k in range(steps):
+            w = matvec(basis[k]) + self.damping * basis[k]
+            length = w.norm()
+            q = torch.stack(basis)
+            for _ in range(2):  # once loses orthogonality to rounding, twice is enough (Giraud et al., 2005)
+                overlap = q @ w
+                projected[: k + 1, k] += overlap
+                w = w - overlap @ q
+            projected[k + 1, k] = w.norm()
+            used = k + 1
+            y = torch.linalg.lstsq(projected[: used + 1, :used], target[: used + 1, None]).solution[:, 0]
+            rest = (projected[: used + 1, :used] @ y - target[: used + 1]).norm()
+            if bool(rest <= tolerance) or bool(projected[k + 1, k] <= 10 * eps * length):
+                break
+            basis.append(w / projected[k + 1, k])
+        value = y @ torch.stack(basis[:used])
+        square = projected[:used, :used]
+        curvature = torch.linalg.eigvalsh((square + square.T) / 2)[0]
+        residual = matvec(value) + self.damping * value - b
+        # The true residual, by one product more: what the recurrence promises may be lost to rounding.
+        return finish(value, used + 1, residual, torch.clamp(tolerance, min=100 * eps * size), curvature)

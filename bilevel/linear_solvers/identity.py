@@ -1,0 +1,37 @@
+"""The identity approximation of the inverse Hessian."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.results import SolveResult
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Approximate H^-1 b by `scale * b`, without a product to find it (T1-T2).
+
+    It is `Neumann(terms=1, step_size=scale)`: the derivative of one inner gradient step. A good direction where H is
+    near `I / scale`, and biased elsewhere; the residual, for one product, says how much.
+
+    Attributes:
+        scale: stands for the inverse curvature, usually the inner step size.
+        rtol: `converged` means |H v - b| <= rtol * |b|.
+
+    Source: Luketina et al. (2016), T1-T2.
+    """
+
+    scale: float = 1.0
+    rtol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(f"`scale` must be positive, got {self.scale}.")
+
+    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
+        """Scale `b` of shape `(n,)`."""
+        value = self.scale * b
+        product = matvec(value)
+        curvature = value.dot(product) / value.dot(value)
+        return finish(value, 1, b - product, self.rtol * b.norm(), curvature)
