@@ -1,10 +1,12 @@
 """bilevel: trustworthy hypergradients and learned sample weights for pairs of PyTorch objectives."""
 
 from bilevel.hypergradients import (
+    CheckpointedUnrolled,
     GaussNewton,
     HypergradientMethod,
     HypergradientWarning,
     Implicit,
+    TruncatedUnrolled,
     Unrolled,
     hypergradient,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "HypergradientMethod",
     "HypergradientWarning",
     "Unrolled",
+    "TruncatedUnrolled",
+    "CheckpointedUnrolled",
     "Implicit",
     "GaussNewton",
     "ConjugateGradient",

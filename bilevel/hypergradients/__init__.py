@@ -4,14 +4,16 @@ from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarnin
 from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
-from bilevel.hypergradients.unrolled import Unrolled
+from bilevel.hypergradients.unrolled import CheckpointedUnrolled, TruncatedUnrolled, Unrolled
 
 __all__ = [
     "METHODS",
+    "CheckpointedUnrolled",
     "GaussNewton",
     "HypergradientMethod",
     "HypergradientWarning",
     "Implicit",
+    "TruncatedUnrolled",
     "Unrolled",
     "hypergradient",
     "resolve_method",

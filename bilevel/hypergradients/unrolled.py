@@ -1,14 +1,29 @@
-"""Hypergradient by reverse-mode differentiation through T steps of an inner optimizer."""
+"""Hypergradients by reverse mode through the steps of an inner optimizer: full, truncated, recomputed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
-from bilevel.inner_optimizers import Transformation, apply_updates
-from bilevel.problem import BilevelProblem, scalar_loss
+from bilevel.hypergradients.inner_steps import (
+    Point,
+    StepFacts,
+    add_into,
+    as_leaves,
+    check_optimizer,
+    check_steps,
+    inner_step,
+    run_plain,
+    tensors_of,
+    zero_cotangents,
+)
+from bilevel.inner_optimizers import Transformation
+from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, as_variables, gradient, leaves, map_leaves, norm, vector_jacobian
+from bilevel.tree import Tree, as_variables, leaves, map_leaves, vector_jacobian, zeros_like
 
 
 @dataclass(frozen=True)
@@ -32,36 +47,143 @@ class Unrolled:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"`steps` must be at least 1, got {self.steps}.")
-        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
-            raise TypeError(
-                f"`optimizer` must be a differentiable (init, update) pair such as bilevel.sgd(lr=0.1), got "
-                f"{type(self.optimizer).__name__}; torch.optim optimizers change parameters in place and cannot be "
-                "differentiated through."
-            )
+        check_steps("steps", self.steps)
+        check_optimizer(self.optimizer)
 
     def __call__(
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
     ) -> Hypergradient:
         """Unroll and differentiate; see the class."""
+        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, range(self.steps), 0)
+
+
+@dataclass(frozen=True)
+class TruncatedUnrolled:
+    """Derivative through the last K of T inner steps: the first T - K are taken, but held constant.
+
+    For an inner problem with curvature between m and L and gradient descent of step s <= 1/L, the neglected part is at
+    most (1 - s m)^K times the full indirect term's bound: the bias decays geometrically in K. Every kept step is
+    differentiated at its own point w_t. Cost: T - K plain steps and K unrolled ones; memory of K inner graphs.
+
+    Attributes:
+        optimizer: a differentiable update rule.
+        steps: T, all inner steps.
+        last: K, the differentiated ones.
+
+    Source: Shaban et al. (2019), K-truncated back-propagation.
+    """
+
+    optimizer: Transformation
+    steps: int
+    last: int
+
+    def __post_init__(self) -> None:
+        check_steps("last", self.last)
+        check_optimizer(self.optimizer)
+        if self.last > self.steps:
+            raise ValueError(f"`last` must be at most `steps` (= {self.steps}), got {self.last}.")
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Step, then unroll and differentiate; see the class."""
+        kept = range(self.steps - self.last, self.steps)
+        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, kept, self.steps - self.last)
+
+
+@dataclass(frozen=True)
+class CheckpointedUnrolled:
+    """The same value as `Unrolled` in less memory: inner graphs are recomputed segment by segment.
+
+    The forward sweep keeps (w_t, s_t) at every `every`-th step. The backward sweep takes the segments in reverse order,
+    recomputes each with its graph, and pulls the adjoints of w and s back through it. Cost: one plain step more per
+    inner step than `Unrolled`; memory of `every` inner graphs and T / `every` points.
+
+    Attributes:
+        optimizer: a differentiable update rule whose state holds tensors and numbers.
+        steps: T.
+        every: steps per segment; None takes the rounded square root of T, which balances both kinds of memory.
+
+    Source: Griewank and Walther (2000), one-level checkpointing; Franceschi et al. (2017) for hypergradients.
+    """
+
+    optimizer: Transformation
+    steps: int
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        check_steps("steps", self.steps)
+        check_steps("every", 1 if self.every is None else self.every)
+        check_optimizer(self.optimizer)
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Sweep forwards, then backwards; see the class."""
         batches = checked_batches(inner, outer, inner_batches)
-        start, a = as_variables(inner), as_variables(outer)
-        w, state = start, self.optimizer.init(start)
-        for t in range(self.steps):
-            loss = scalar_loss(problem.inner_loss, "inner_loss", w, a, batches[t % len(batches)])
-            if t == 0 and not loss.requires_grad:
-                raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
-            grads = gradient(loss, w, create_graph=True)
-            updates, state = self.optimizer.update(grads, state, params=w, inplace=False)
-            w = apply_updates(w, updates)
-        final = map_leaves(lambda x: x.detach(), w)
-        outer_part = outer_gradients(problem, final, outer, outer_batch)
-        indirect = vector_jacobian(w, a, outer_part.inner)
-        stats = {
-            "method": "unrolled",
-            "steps": self.steps,
-            "inner_loss": loss.detach(),
-            "inner_gradient_norm": norm([g.detach() for g in leaves(grads)]),
-        }
-        return assemble(outer_part, indirect, stats)
+        every = self.every or max(round(math.sqrt(self.steps)), 1)
+        a = as_variables(outer)
+        point = as_leaves(Point(inner, self.optimizer.init(as_variables(inner))))
+        starts = list(range(0, self.steps, every))
+        points = []
+        for start in starts:
+            points.append(point)
+            point = run_plain(problem, self.optimizer, point, a, batches, range(start, min(start + every, self.steps)))
+        outer_part = outer_gradients(problem, point.inner, outer, outer_batch)
+        cotangents = zero_cotangents(point, outer_part.inner)
+        indirect, facts = zeros_like(outer), None
+        for start, kept in zip(reversed(starts), reversed(points), strict=True):
+            begin = as_leaves(kept)
+            end = begin
+            for t in range(start, min(start + every, self.steps)):
+                end, seen = inner_step(problem, self.optimizer, end, a, batches[t % len(batches)], create_graph=True)
+            facts = facts or seen
+            cotangents, part = _pull_back(end, begin, a, cotangents)
+            indirect = add_into(indirect, part)
+        assert facts is not None
+        return assemble(outer_part, indirect, _stats("checkpointed", self.steps, facts) | {"every": every})
+
+
+def _pull_back(end: Point, begin: Point, outer: Tree, cotangents: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Adjoints of `begin` and of `outer` from those of `end`."""
+    sources = [*tensors_of(begin), *leaves(outer)]
+    pairs = [(y, v) for y, v in zip(tensors_of(end), cotangents, strict=True) if y.requires_grad]
+    ys, vs = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(ys, sources, vs, allow_unused=True)
+    n = len(sources) - len(leaves(outer))
+    first = [torch.zeros_like(x) if g is None else g for x, g in zip(sources[:n], grads[:n], strict=True)]
+    return first, list(grads[n:])
+
+
+def _reverse(
+    problem: BilevelProblem,
+    optimizer: Transformation,
+    inner: Tree,
+    outer: Tree,
+    inner_batches: Sequence[Any],
+    outer_batch: Any,
+    kept: range,
+    skipped: int,
+) -> Hypergradient:
+    """Differentiate through the steps `kept`, after `skipped` steps that are held constant."""
+    batches = checked_batches(inner, outer, inner_batches)
+    a = as_variables(outer)
+    point = as_leaves(Point(inner, optimizer.init(as_variables(inner))))
+    if skipped:
+        point = run_plain(problem, optimizer, point, a, batches, range(skipped))
+    for t in kept:
+        point, facts = inner_step(problem, optimizer, point, a, batches[t % len(batches)], create_graph=True)
+    final = map_leaves(lambda x: x.detach(), point.inner)
+    outer_part = outer_gradients(problem, final, outer, outer_batch)
+    indirect = vector_jacobian(point.inner, a, outer_part.inner)
+    name = "truncated" if skipped else "unrolled"
+    return assemble(outer_part, indirect, _stats(name, skipped + len(kept), facts) | {"differentiated": len(kept)})
+
+
+def _stats(method: str, steps: int, facts: StepFacts) -> dict[str, Any]:
+    return {
+        "method": method,
+        "steps": steps,
+        "inner_loss": facts.loss,
+        "inner_gradient_norm": facts.gradient_norm,
+    }

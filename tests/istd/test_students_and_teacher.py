@@ -38,16 +38,24 @@ def test_sizes_are_near_the_published_ones(name):
 
 
 def test_channels_last_gives_the_same_gradients():
-    """The memory format that training uses, on a torch whose strided 1x1 kernel for it is broken."""
+    """The memory format that training uses, against float64.
+
+    Batch normalisation amplifies float32 rounding; 1 % of the gradient's norm is ten times what either format shows,
+    and the broken strided 1x1 kernel of torch 2.15 crashed here or was off by its whole size.
+    """
+    torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
-    grads = []
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+
+    def gradient(dtype, memory_format):
         torch.manual_seed(0)
-        student = create_student("alcl", 0.25).to(memory_format=memory_format)
-        student(x.to(memory_format=memory_format)).square().mean().backward()
-        grads.append([p.grad.clone() for p in student.parameters()])
-    for a, b in zip(*grads, strict=True):
-        assert torch.allclose(a, b, atol=1e-4, rtol=1e-2)
+        student = create_student("alcl", 0.25).to(dtype).to(memory_format=memory_format)
+        student(x.to(dtype).to(memory_format=memory_format)).square().mean().backward()
+        return torch.cat([p.grad.flatten().double() for p in student.parameters()])
+
+    exact = gradient(torch.float64, torch.contiguous_format)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        found = gradient(torch.float32, memory_format)
+        assert float((found - exact).norm() / exact.norm()) < 1e-2, memory_format
 
 
 def test_unknown_students_and_widths_are_named():
