@@ -1,7 +1,9 @@
 """bilevel: trustworthy hypergradients and learned sample weights for pairs of PyTorch objectives."""
 
+from bilevel.diagnostics import HypergradientCheck, check_hypergradient
 from bilevel.hypergradients import (
     CheckpointedUnrolled,
+    FiniteDifference,
     GaussNewton,
     HypergradientMethod,
     HypergradientWarning,
@@ -33,6 +35,9 @@ __all__ = [
     "CheckpointedUnrolled",
     "Implicit",
     "GaussNewton",
+    "FiniteDifference",
+    "check_hypergradient",
+    "HypergradientCheck",
     "ConjugateGradient",
     "Neumann",
     "Dense",

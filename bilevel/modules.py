@@ -77,6 +77,7 @@ def problem_from_modules(
     """A `BilevelProblem` over the trainable parameters of two modules.
 
     Example:
+        >>> import torch
         >>> model, weight = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1)
         >>> problem = problem_from_modules(
         ...     model, weight, lambda m, w, x: w(m(x)).mean(), lambda m, w, x: m(x).square().mean()

@@ -14,7 +14,7 @@ LAYERS = {
         ["problem"],
         ["modules"],
         ["hypergradients"],
-        ["objectives", "schedule", "events", "checkpoint"],
+        ["diagnostics", "objectives", "schedule", "events", "checkpoint"],
         ["trainer"],
         ["__init__"],
     ],

@@ -2,6 +2,7 @@
 
 from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning
 from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
+from bilevel.hypergradients.finite_difference import FiniteDifference
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
 from bilevel.hypergradients.unrolled import CheckpointedUnrolled, TruncatedUnrolled, Unrolled
@@ -9,6 +10,7 @@ from bilevel.hypergradients.unrolled import CheckpointedUnrolled, TruncatedUnrol
 __all__ = [
     "METHODS",
     "CheckpointedUnrolled",
+    "FiniteDifference",
     "GaussNewton",
     "HypergradientMethod",
     "HypergradientWarning",

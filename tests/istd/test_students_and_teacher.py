@@ -40,8 +40,8 @@ def test_sizes_are_near_the_published_ones(name):
 def test_channels_last_gives_the_same_gradients():
     """The memory format that training uses, against float64.
 
-    Batch normalisation amplifies float32 rounding; 1 % of the gradient's norm is ten times what either format shows,
-    and the broken strided 1x1 kernel of torch 2.15 crashed here or was off by its whole size.
+    Rounding is 1e-6 of the gradient's norm here; a unit at the kink of a ReLU may add 1e-4 on another machine. The
+    broken strided 1x1 kernel of torch 2.15 crashed here or was off by its whole size.
     """
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
@@ -55,7 +55,7 @@ def test_channels_last_gives_the_same_gradients():
     exact = gradient(torch.float64, torch.contiguous_format)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         found = gradient(torch.float32, memory_format)
-        assert float((found - exact).norm() / exact.norm()) < 1e-2, memory_format
+        assert float((found - exact).norm() / exact.norm()) < 1e-3, memory_format
 
 
 def test_unknown_students_and_widths_are_named():
