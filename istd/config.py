@@ -160,7 +160,7 @@ PRESETS.register(
         Config(),
         preset="smoke",
         width=0.5,
-        epochs=36,
+        epochs=48,
         batch_size=8,
         crop=64,
         lr=4e-3,

@@ -102,3 +102,38 @@ def test_nothing_committed_names_a_machine():
         *(p for d in ("bilevel", "istd", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py")),
     ]:
         assert not pattern.search(path.read_text()), path
+
+
+def test_the_pseudo_mask_table_has_a_row_for_every_rule_and_kind_of_points():
+    from istd.data.scenes import synthetic_dataset
+    from istd.labels import INITIAL_MASKS
+
+    text = load(Path("benchmarks/pseudo_masks.py")).table(synthetic_dataset(2, 1, 1))
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "rule" not in line]
+    assert len(rows) == len(INITIAL_MASKS) * 2 * 5
+
+
+def test_the_table_of_runs_gives_mean_and_deviation_over_seeds():
+    block = {"IoU": 0.5, "nIoU": 0.6, "Pd": 0.9, "Fa": 2e-5}
+    run = {
+        "dataset": "d",
+        "split": "s",
+        "n_targets": 3,
+        "selected_on": "val",
+        "preset": "cpu",
+        "method": "plain",
+        "student_name": "alcl",
+        "width": 0.5,
+        "seed": 0,
+        "student": block,
+        "teacher": None,
+        "vfm": None,
+        "vfm_pretrained": None,
+        "pseudo_masks": {"initial": block, "final": None},
+        "seconds": 12.0,
+        "threads": 2,
+    }
+    other = run | {"seed": 1, "student": block | {"IoU": 0.6}}
+    text = load(Path("benchmarks/table.py")).markdown([run, other])
+    assert "| student: plain, alcl x0.5 | 2 | 55.0 +- 7.1 | 60.0 +- 0.0 | 90.0 +- 0.0 | 20.0 +- 0.0 |" in text
+    assert "seed 1: 12 s on 2 thread(s)" in text
