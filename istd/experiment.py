@@ -56,7 +56,7 @@ class Experiment:
         self.labels = self._start_labels()
         self.normalisation = Normalisation.fit(dataset.train, config.normalise_per_image)
         student = create_student(config.student, config.width)
-        # Channels-last convolutions run at more than twice the speed on CPUs, and feed tensor cores on GPUs.
+        # Channels-last convolutions are faster on CPUs and feed the tensor cores of GPUs.
         self.student: Any = student.to(self.device).to(memory_format=torch.channels_last)
         self.stride = max(32, *(stage.stride for stage in stages_of(student)))
         self.vfm: FrozenVFM | None = self._load_vfm() if self.method.teacher else None

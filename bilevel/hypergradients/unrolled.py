@@ -33,8 +33,8 @@ class Unrolled:
     w_{t+1} = w_t + U(df/dw(w_t, a; batch_t), s_t, w_t); the result is
     `dF/da(w_T, a) + (dw_T/da)' dF/dw(w_T, a)`, with the second term by one backward pass through all T steps.
 
-    Cost: about 2.4 to 3 plain steps per inner step; memory of T inner graphs. The given inner variables are the start
-    and stay as they are; the look-ahead is thrown away.
+    Cost: a gradient with its graph and one second-order product per inner step; memory of T inner graphs. The given
+    inner variables are the start and stay as they are; the look-ahead is thrown away.
 
     Attributes:
         optimizer: a differentiable update rule (`bilevel.sgd`, `adam`, `adamw`, or a torchopt transformation).
@@ -54,7 +54,7 @@ class Unrolled:
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
     ) -> Hypergradient:
         """Unroll and differentiate; see the class."""
-        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, range(self.steps), 0)
+        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, range(self.steps))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TruncatedUnrolled:
     ) -> Hypergradient:
         """Step, then unroll and differentiate; see the class."""
         kept = range(self.steps - self.last, self.steps)
-        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, kept, self.steps - self.last)
+        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, kept)
 
 
 @dataclass(frozen=True)
@@ -163,21 +163,19 @@ def _reverse(
     inner_batches: Sequence[Any],
     outer_batch: Any,
     kept: range,
-    skipped: int,
 ) -> Hypergradient:
-    """Differentiate through the steps `kept`, after `skipped` steps that are held constant."""
+    """Differentiate through the steps `kept`; the steps before them are taken and held constant."""
     batches = checked_batches(inner, outer, inner_batches)
     a = as_variables(outer)
     point = as_leaves(Point(inner, optimizer.init(as_variables(inner))))
-    if skipped:
-        point = run_plain(problem, optimizer, point, a, batches, range(skipped))
+    point = run_plain(problem, optimizer, point, a, batches, range(kept.start))
     for t in kept:
         point, facts = inner_step(problem, optimizer, point, a, batches[t % len(batches)], create_graph=True)
     final = map_leaves(lambda x: x.detach(), point.inner)
     outer_part = outer_gradients(problem, final, outer, outer_batch)
     indirect = vector_jacobian(point.inner, a, outer_part.inner)
-    name = "truncated" if skipped else "unrolled"
-    return assemble(outer_part, indirect, _stats(name, skipped + len(kept), facts) | {"differentiated": len(kept)})
+    name = "truncated" if kept.start else "unrolled"
+    return assemble(outer_part, indirect, _stats(name, kept.stop, facts) | {"differentiated": len(kept)})
 
 
 def _stats(method: str, steps: int, facts: StepFacts) -> dict[str, Any]:
