@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel.checkpoint import write_atomically
+from bilevel.events import StopBetweenSteps
 from bilevel.reweighting import TableWeights
 from istd.config import Config
 from istd.data.layouts import Dataset, Sample
@@ -76,7 +77,7 @@ def run(
     if resume and experiment.trainer.resume():
         log.info("resumed after epoch %d of %d", experiment.trainer.epoch, config.epochs)
     write_json(out / "config.json", config.as_dict())
-    experiment.trainer.hooks += [_EpochLog(), *hooks]
+    experiment.trainer.hooks += [_EpochLog(), *hooks, StopBetweenSteps()]
     experiment.fit()
     experiment.load_best()
     metrics = evaluate(experiment, progress) | {"seconds": round(clock.elapsed(), 1)}

@@ -37,6 +37,7 @@ TINY = replace(
 )
 BLOCK = {"IoU", "nIoU", "Pd", "Fa"}
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "istd_point.py"
+TIMEOUT = 240  # seconds; a guard against hanging, far above what a slow machine needs
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +197,28 @@ class _NoClock:
         pass
 
 
-def example(out, *flags, **settings):
-    command = [sys.executable, str(EXAMPLE), "--out", str(out), "--epochs", "6", "--threads", "1", "--quiet", *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **settings)
+@pytest.fixture
+def example():
+    """Starts the example in another process; whatever is left of it ends with the test."""
+    started = []
+
+    def start(out, *flags, **settings):
+        command = [sys.executable, str(EXAMPLE), "--out", str(out), "--epochs", "6", "--threads", "1", "--quiet"]
+        # A child inherits ignored interrupts (those of a shell's background job) but not a handler.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(
+                [*command, *flags], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **settings
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +243,7 @@ def tiny_folder(tmp_path_factory):
 
 
 def wait_for_checkpoint(out, process, delay):
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + TIMEOUT
     while not (out / "checkpoint.pt").exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -231,7 +251,7 @@ def wait_for_checkpoint(out, process, delay):
     time.sleep(delay)
 
 
-def test_sigkill_and_resume_give_the_metrics_of_an_uninterrupted_run(tiny_folder, tmp_path):
+def test_sigkill_and_resume_give_the_metrics_of_an_uninterrupted_run(example, tiny_folder, tmp_path):
     flags = ("--data", str(tiny_folder), "--preset", "smoke", "--student", "mlcl", "--width", "0.25")
     whole = example(tmp_path / "whole", *flags)
     killed = example(tmp_path / "killed", *flags)
@@ -240,20 +260,20 @@ def test_sigkill_and_resume_give_the_metrics_of_an_uninterrupted_run(tiny_folder
     killed.communicate()
     resumed = example(tmp_path / "killed", *flags, "--resume")
     for process in (whole, resumed):
-        _, errors = process.communicate(timeout=55)
+        _, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, errors
     a, b = (json.loads((tmp_path / d / "metrics.json").read_text()) for d in ("whole", "killed"))
     for key in a.keys() - {"seconds"}:
         assert a[key] == b[key], key
 
 
-def test_ctrl_c_keeps_the_checkpoint_and_exits_with_130(tiny_folder, tmp_path):
+def test_ctrl_c_keeps_the_checkpoint_and_exits_with_130(example, tiny_folder, tmp_path):
     flags = ("--data", str(tiny_folder), "--preset", "smoke", "--student", "mlcl", "--width", "0.25", "--epochs", "500")
     process = example(tmp_path, *flags, start_new_session=True)
     wait_for_checkpoint(tmp_path, process, delay=0.5)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, errors
     assert "continue with --resume" in errors
 
 
