@@ -1,22 +1,43 @@
 """bilevel: trustworthy hypergradients and learned sample weights for pairs of PyTorch objectives."""
 
+from bilevel.batched import batched
 from bilevel.diagnostics import HypergradientCheck, check_hypergradient
 from bilevel.hypergradients import (
+    BOME,
+    F2SA,
+    MESO,
+    SAMA,
+    AggregatedUnrolled,
     CheckpointedUnrolled,
+    EvolutionStrategies,
     FiniteDifference,
+    FixedPoint,
+    ForwardUnrolled,
     GaussNewton,
     HypergradientMethod,
     HypergradientWarning,
     Implicit,
+    PessimisticUnrolled,
+    RecomputedUnrolled,
     TruncatedUnrolled,
     Unrolled,
     hypergradient,
 )
-from bilevel.inner_optimizers import InnerOptimizer, adam, adamw, sgd
-from bilevel.linear_solvers import GMRES, ConjugateGradient, Dense, Identity, LinearSolver, Neumann, Nystrom
+from bilevel.inner_optimizers import InnerOptimizer, adam, adamw, from_torch, sgd
+from bilevel.linear_solvers import (
+    GMRES,
+    MINRES,
+    ConjugateGradient,
+    Dense,
+    Identity,
+    LinearSolver,
+    Neumann,
+    Nystrom,
+    WarmStart,
+)
 from bilevel.modules import parameters_of, problem_from_modules
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES
-from bilevel.problem import BilevelProblem
+from bilevel.problem import BilevelProblem, ComposedLoss
 from bilevel.results import Hypergradient, SolveResult
 from bilevel.schedule import Schedule
 from bilevel.trainer import BilevelTrainer, TrainingDiverged
@@ -25,7 +46,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BilevelProblem",
+    "ComposedLoss",
     "BilevelTrainer",
+    "batched",
     "hypergradient",
     "Hypergradient",
     "HypergradientMethod",
@@ -33,23 +56,36 @@ __all__ = [
     "Unrolled",
     "TruncatedUnrolled",
     "CheckpointedUnrolled",
+    "RecomputedUnrolled",
+    "ForwardUnrolled",
+    "PessimisticUnrolled",
+    "AggregatedUnrolled",
     "Implicit",
+    "FixedPoint",
     "GaussNewton",
     "FiniteDifference",
+    "SAMA",
+    "F2SA",
+    "BOME",
+    "MESO",
+    "EvolutionStrategies",
     "check_hypergradient",
     "HypergradientCheck",
     "ConjugateGradient",
+    "MINRES",
+    "GMRES",
     "Neumann",
+    "Nystrom",
     "Dense",
     "Identity",
-    "Nystrom",
-    "GMRES",
+    "WarmStart",
     "LinearSolver",
     "SolveResult",
     "InnerOptimizer",
     "sgd",
     "adam",
     "adamw",
+    "from_torch",
     "Schedule",
     "TrainingDiverged",
     "parameters_of",

@@ -10,7 +10,7 @@ from torch import Tensor
 from bilevel.hypergradients import HypergradientMethod, Unrolled, hypergradient
 from bilevel.hypergradients.inner_steps import Point, as_leaves, run_plain
 from bilevel.inner_optimizers import Transformation
-from bilevel.problem import BilevelProblem, scalar_loss
+from bilevel.problem import BilevelProblem, evaluate
 from bilevel.tree import Tree, as_variables, map_leaves, norm, ravel, unravel
 
 
@@ -121,7 +121,7 @@ def _value(
     start = as_leaves(Point(inner, optimizer.init(as_variables(inner))))
     end = run_plain(problem, optimizer, start, outer, list(inner_batches), range(steps))
     w = map_leaves(lambda x: x.detach(), end.inner)
-    return scalar_loss(problem.outer_loss, "outer_loss", w, outer, outer_batch).detach().double()
+    return evaluate(problem, "outer_loss", w, outer, outer_batch).detach().double()
 
 
 def _cosine(a: Tree, b: Tree) -> float:

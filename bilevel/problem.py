@@ -20,6 +20,8 @@ class BilevelProblem:
     Attributes:
         inner_loss: `f(inner, outer, batch) -> 0-d tensor`, a pure function of its arguments.
         outer_loss: `F(inner, outer, batch) -> 0-d tensor`, a pure function of its arguments.
+        lead: leading dimensions of every variable that number independent problems, each with its own loss: 0, or 1
+            in a problem made by `bilevel.batched`.
 
     `inner` (w) and `outer` (a) are trees of tensors; `batch` is passed through untouched. A variable may stand in both
     trees: the two are then differentiated separately, and the caller decides which gradient to follow.
@@ -33,18 +35,40 @@ class BilevelProblem:
 
     inner_loss: Loss
     outer_loss: Loss
+    lead: int = 0
 
 
-def scalar_loss(loss: Loss, name: str, inner: Tree, outer: Tree, batch: Any) -> Tensor:
-    """Evaluate a loss and check that it is a scalar tensor.
+@dataclass(frozen=True)
+class ComposedLoss:
+    """A loss that shows its predictions, `loss(predict(inner, outer, batch), outer, batch)`.
+
+    Where the inner loss is one, `Implicit(curvature="gauss_newton")` can leave out the curvature of `predict`.
+
+    Attributes:
+        predict: `predict(inner, outer, batch) -> Tensor`, the model's outputs.
+        loss: `loss(predictions, outer, batch) -> 0-d tensor`, convex in the predictions.
+    """
+
+    predict: Callable[[Tree, Tree, Any], Tensor]
+    loss: Callable[[Tensor, Tree, Any], Tensor]
+
+    def __call__(self, inner: Tree, outer: Tree, batch: Any) -> Tensor:
+        """Evaluate both."""
+        return self.loss(self.predict(inner, outer, batch), outer, batch)
+
+
+def evaluate(problem: BilevelProblem, name: str, inner: Tree, outer: Tree, batch: Any) -> Tensor:
+    """Evaluate a loss by its name and check that it is one number (per problem).
 
     Raises:
         TypeError: if it is not a tensor.
-        ValueError: if it holds more than one number.
+        ValueError: if it holds another count of numbers, or complex ones.
     """
-    value = loss(inner, outer, batch)
+    value = getattr(problem, name)(inner, outer, batch)
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"`{name}` returned a {type(value).__name__}; it must return a tensor.")
+    if problem.lead:
+        return value
     if value.numel() != 1:
         raise ValueError(f"`{name}` returned a tensor of shape {tuple(value.shape)}; reduce it to one number (mean).")
     return value.reshape(())
@@ -52,5 +76,5 @@ def scalar_loss(loss: Loss, name: str, inner: Tree, outer: Tree, batch: Any) -> 
 
 def mean_inner_loss(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tensor:
     """Mean of the inner loss over `batches`: one function for every product with its Hessian."""
-    losses = [scalar_loss(problem.inner_loss, "inner_loss", inner, outer, batch) for batch in batches]
-    return torch.stack(losses).mean()
+    losses = [evaluate(problem, "inner_loss", inner, outer, batch) for batch in batches]
+    return torch.stack(losses).mean(0)

@@ -1,12 +1,23 @@
-"""Hessian- and mixed-derivative-vector products of one inner loss, from one kept graph.
+"""Hessian-, Gauss-Newton- and mixed-derivative-vector products of one inner loss.
 
-With g = df/dw at (w, a), both products are one backward pass through the graph of g (Pearlmutter, 1994):
-`H v = d<g, v>/dw` and `(d2f / da dw) v = d<g, v>/da`.
+With g = df/dw at (w, a), `H v = d<g, v>/dw` and `(d2f / da dw) v = d<g, v>/da` (Pearlmutter, 1994): one backward pass
+through the graph of g (reverse over reverse), or one backward pass through the directional derivative <g, v> computed
+by forward mode (reverse over forward), which needs no graph of g. For f = l(z(w)), the generalised Gauss-Newton product
+`G v = J' (d2l/dz2) J v` with J = dz/dw leaves out the curvature of z: it is positive semidefinite for convex l, and
+equals H where z is linear in w or l is flat (Schraudolph, 2002).
 """
 
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from bilevel.tree import Tree, gradient, ravel, unravel, vector_jacobian
+from bilevel.tree import Tree, gradient, leaves, ravel, rebuild, unravel, vector_jacobian
+
+InnerLoss = Callable[[Tree, Tree], Tensor]
+"""`f(inner, outer)` at a fixed batch."""
 
 
 class InnerCurvature:
@@ -15,24 +26,89 @@ class InnerCurvature:
     The loss is evaluated once, so every product sees the same mini-batches and the same dropout masks.
 
     Args:
-        loss: 0-d tensor f(w, a) with its graph.
+        loss: 0-d tensor f(w, a) with its graph; with `lead`, one number per problem.
         inner: the variables w it was evaluated at (they require gradients).
         outer: the variables a it was evaluated at (they require gradients).
+        lead: leading dimensions that number independent problems; vectors are then `(*lead dimensions, n)`.
     """
 
-    def __init__(self, loss: Tensor, inner: Tree, outer: Tree) -> None:
+    def __init__(self, loss: Tensor, inner: Tree, outer: Tree, lead: int = 0) -> None:
         self._inner, self._outer = inner, outer
         self._gradient = gradient(loss, inner, create_graph=True)
-        self.gradient = ravel(self._gradient).detach()
+        self.gradient = ravel(self._gradient, lead).detach()
         self.products = 0
 
     def hessian_product(self, vector: Tensor) -> Tensor:
         """`H v`, `(n,) -> (n,)`, with H = d2f/dw2."""
         self.products += 1
         like = unravel(vector, self._inner)
-        return ravel(vector_jacobian(self._gradient, self._inner, like, retain_graph=True))
+        return ravel(vector_jacobian(self._gradient, self._inner, like, retain_graph=True), vector.ndim - 1)
 
     def mixed_product(self, vector: Tensor) -> Tree:
         """`(d2f / da dw) v`, a tree like the outer variables."""
         self.products += 1
         return vector_jacobian(self._gradient, self._outer, unravel(vector, self._inner), retain_graph=True)
+
+
+class PredictionCurvature:
+    """Generalised Gauss-Newton products of a mean of losses `l(z(w))`, on flat vectors.
+
+    Args:
+        parts: for every batch, predictions z with their graph and the loss l computed from `z.detach()` as a variable:
+            pairs `(z, (variable, l))`.
+        inner: the variables w (they require gradients).
+    """
+
+    def __init__(self, parts: Sequence[tuple[Tensor, tuple[Tensor, Tensor]]], inner: Tree) -> None:
+        self._inner = inner
+        self._parts = []
+        for z, (variable, loss) in parts:
+            slope = torch.autograd.grad(loss, variable, create_graph=True)[0]
+            # J v by differentiating J'u, which is linear in u: reverse mode twice, and no forward-mode rule needed.
+            u = torch.zeros_like(z).requires_grad_(True)
+            pulled = torch.autograd.grad(z, leaves(inner), u, create_graph=True, allow_unused=True, retain_graph=True)
+            self._parts.append((z, variable, slope, u, [p for p in pulled], len(parts)))
+
+    def product(self, vector: Tensor) -> Tensor:
+        """`G v`, `(n,) -> (n,)`."""
+        parts = leaves(unravel(vector, self._inner))
+        total = torch.zeros_like(vector)
+        for z, variable, slope, u, pulled, count in self._parts:
+            pairs = [(p, v) for p, v in zip(pulled, parts, strict=True) if p is not None]
+            ys, vs = zip(*pairs, strict=True)
+            forward = torch.autograd.grad(ys, u, vs, retain_graph=True)[0]
+            bent = vector_jacobian([slope], [variable], [forward], retain_graph=True)
+            back = vector_jacobian([z], self._inner, bent, retain_graph=True)
+            total = total + ravel(back) / count
+        return total
+
+
+def reverse_over_reverse(loss: InnerLoss, inner: Tree, outer: Tree, vector: Tree) -> tuple[Tree, Tree]:
+    """`(H v, (d2f / da dw) v)` from a graph of the gradient; `inner` and `outer` require gradients."""
+    slope = gradient(loss(inner, outer), inner, create_graph=True)
+    products = vector_jacobian(slope, (inner, outer), vector)
+    return products[0], products[1]
+
+
+def reverse_over_forward(loss: InnerLoss, inner: Tree, outer: Tree, vector: Tree) -> tuple[Tree, Tree]:
+    """The same products by one backward pass through a forward-mode directional derivative."""
+    columns, tangents = leaves(inner), leaves(vector)
+
+    def flat(*values: Tensor) -> Any:
+        return loss(rebuild(inner, list(values)), outer).sum()
+
+    _, directional = directional_derivative(flat, columns, tangents)
+    products = gradient(directional, (inner, outer))
+    return products[0], products[1]
+
+
+def directional_derivative(
+    function: Callable[..., Any], values: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[Any, Any]:
+    """Outputs of a function and their derivatives along tangents, by forward mode."""
+    with warnings.catch_warnings():
+        # Loading torch's forward rules warns of a deprecated call inside torch.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        outputs = torch.func.jvp(function, tuple(values), tuple(tangents))
+    return outputs[0], outputs[1]

@@ -40,6 +40,8 @@ class Hypergradient:
         inner_gradient: tree like the inner variables, dF/dw where the outer loss was evaluated.
         outer_loss: the value F as a 0-d tensor.
         stats: facts about the computation (steps, products, residual norm, curvature), by name.
+        inner: the inner variables that a penalty method has moved to, and at which its value belongs; None for methods
+            that leave the inner variables alone.
     """
 
     value: Any
@@ -48,3 +50,4 @@ class Hypergradient:
     inner_gradient: Any
     outer_loss: Tensor
     stats: dict[str, Any] = field(default_factory=dict)
+    inner: Any = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bilevel.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from bilevel.events import ProgressBar, call_hooks
-from bilevel.hypergradients import HypergradientMethod, hypergradient, resolve_method
+from bilevel.hypergradients import HypergradientMethod, not_finite, resolve_method
 from bilevel.modules import ModuleLoss, parameters_of, problem_from_modules
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES, resolve_objective
 from bilevel.schedule import Schedule
@@ -213,16 +213,32 @@ class BilevelTrainer:
         w, a = parameters_of(self.inner), parameters_of(self.outer)
         if not a:  # shared variables only: a direct step, with a constant in place of the outer tree
             a = {"": torch.zeros((), device=self._inner_parameters[0].device)}
-        found = hypergradient(self.problem, w, a, inner_batches, outer_batch, self.method)
+        found = self.method(self.problem, w, a, inner_batches, outer_batch)
+        broken = not_finite(found)
+        if broken:
+            raise TrainingDiverged(
+                f"The hypergradient is not finite in {broken} in epoch {epoch}, outer step {step}, batch "
+                f"{self.describe_batch(outer_batch)}; no variable was changed by it. Lower the learning rates, or "
+                "check that batch."
+            )
         self.outer_optimizer.zero_grad(set_to_none=True)
         for name, p in self.outer.named_parameters():
             if p.requires_grad:
                 p.grad = found.value[name]
         for name, p in self._shared:
             p.grad = found.inner_gradient[name]
+        if found.inner is not None:
+            self._adopt(found.inner)
         self.outer_optimizer.step()
         call_hooks(self.hooks, "on_outer_step", self, epoch, step, found)
         return found.outer_loss
+
+    @torch.no_grad()
+    def _adopt(self, moved: Mapping[str, Tensor]) -> None:
+        """Take over inner variables that a penalty method has moved; its value belongs to them."""
+        for name, p in self.inner.named_parameters():
+            if name in moved:
+                p.copy_(moved[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as plain data."""
@@ -233,6 +249,8 @@ class BilevelTrainer:
             parts["outer_optimizer"] = self.outer_optimizer
         if self.inner_scheduler is not None:
             parts["inner_scheduler"] = self.inner_scheduler
+        if hasattr(self.method, "state_dict"):
+            parts["method"] = self.method
         return {
             "format": FORMAT,
             "config": self.config,

@@ -1,4 +1,8 @@
-"""Vector-space operations on trees of tensors (nested dicts, lists, tuples; one tensor is a tree too)."""
+"""Vector-space operations on trees of tensors (nested dicts, lists, tuples; one tensor is a tree too).
+
+`lead` counts leading dimensions that number independent problems (see `bilevel.batched`): inner products and norms are
+then taken per problem, and vectors have shape `(*lead dimensions, n)`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -36,31 +40,41 @@ def add(a: Tree, b: Tree) -> Tree:
     return map_leaves(torch.add, a, b)
 
 
+def subtract(a: Tree, b: Tree) -> Tree:
+    """A - b."""
+    return map_leaves(torch.sub, a, b)
+
+
 def scale(factor: Tensor | float, tree: Tree) -> Tree:
-    """Factor * tree."""
-    return map_leaves(lambda x: factor * x, tree)
+    """Factor * tree; a factor with dimensions holds one number per problem."""
+    if not isinstance(factor, Tensor) or factor.ndim == 0:
+        return map_leaves(lambda x: factor * x, tree)
+    return map_leaves(lambda x: factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim)) * x, tree)
 
 
-def dot(a: Tree, b: Tree) -> Tensor:
-    """Sum over all leaves of <a, b>, a 0-d tensor."""
-    return torch.stack([torch.sum(x * y) for x, y in zip(leaves(a), leaves(b), strict=True)]).sum()
+def dot(a: Tree, b: Tree, lead: int = 0) -> Tensor:
+    """Sum over all leaves of <a, b>; a 0-d tensor, or one number per problem."""
+    products = [
+        (x * y).flatten(lead).sum(-1) if x.ndim > lead else x * y for x, y in zip(leaves(a), leaves(b), strict=True)
+    ]
+    return torch.stack(products).sum(0)
 
 
-def norm(tree: Tree) -> Tensor:
-    """Euclidean norm over all leaves, a 0-d tensor."""
-    return dot(tree, tree).sqrt()
+def norm(tree: Tree, lead: int = 0) -> Tensor:
+    """Euclidean norm over all leaves; a 0-d tensor, or one number per problem."""
+    return dot(tree, tree, lead).sqrt()
 
 
-def ravel(tree: Tree) -> Tensor:
-    """All leaves as one `(n,)` vector."""
-    return torch.cat([x.reshape(-1) for x in leaves(tree)])
+def ravel(tree: Tree, lead: int = 0) -> Tensor:
+    """All leaves as one `(n,)` vector, or `(*lead dimensions, n)`."""
+    return torch.cat([x.reshape(*x.shape[:lead], -1) for x in leaves(tree)], dim=-1)
 
 
 def unravel(vector: Tensor, like: Tree) -> Tree:
     """Inverse of `ravel` for a tree of the shapes of `like`."""
-    like_leaves = leaves(like)
-    parts = torch.split(vector, [x.numel() for x in like_leaves])
-    return rebuild(like, [p.view_as(x) for p, x in zip(parts, like_leaves, strict=True)])
+    like_leaves, lead = leaves(like), vector.ndim - 1
+    parts = torch.split(vector, [x.shape[lead:].numel() for x in like_leaves], dim=-1)
+    return rebuild(like, [p.reshape(x.shape) for p, x in zip(parts, like_leaves, strict=True)])
 
 
 def as_variables(tree: Tree) -> Tree:
@@ -68,13 +82,21 @@ def as_variables(tree: Tree) -> Tree:
     return map_leaves(lambda x: x.detach().requires_grad_(True), tree)
 
 
+def detach(tree: Tree) -> Tree:
+    """The same values as constants."""
+    return map_leaves(lambda x: x.detach(), tree)
+
+
 def gradient(output: Tensor, variables: Tree, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tree:
-    """D output / d variables, with zeros (not None) for variables that `output` does not use."""
+    """D output / d variables, with zeros (not None) for variables that `output` does not use.
+
+    An output with several numbers (independent problems) is summed, which gives each problem its own gradient.
+    """
     wanted = leaves(variables)
     if not output.requires_grad:
         return zeros_like(variables)
     grads = torch.autograd.grad(
-        output,
+        output.sum() if output.ndim else output,
         wanted,
         create_graph=create_graph,
         retain_graph=create_graph if retain_graph is None else retain_graph,

@@ -12,7 +12,7 @@ LAYERS = {
         ["results", "tree", "registry"],
         ["inner_optimizers", "linear_solvers", "reweighting", "products"],
         ["problem"],
-        ["modules"],
+        ["modules", "batched"],
         ["hypergradients"],
         ["diagnostics", "objectives", "schedule", "events", "checkpoint"],
         ["trainer"],

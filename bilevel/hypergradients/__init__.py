@@ -1,22 +1,40 @@
 """Hypergradient methods: one idea a file, one signature, one door (`hypergradient`)."""
 
 from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning
-from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
+from bilevel.hypergradients.dispatch import METHODS, hypergradient, not_finite, resolve_method
+from bilevel.hypergradients.evolution_strategies import EvolutionStrategies
 from bilevel.hypergradients.finite_difference import FiniteDifference
+from bilevel.hypergradients.fixed_point import FixedPoint
+from bilevel.hypergradients.forward_mode import ForwardUnrolled
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
+from bilevel.hypergradients.penalty import BOME, F2SA, MESO
+from bilevel.hypergradients.recomputed import RecomputedUnrolled
+from bilevel.hypergradients.sama import SAMA
+from bilevel.hypergradients.trajectory import AggregatedUnrolled, PessimisticUnrolled
 from bilevel.hypergradients.unrolled import CheckpointedUnrolled, TruncatedUnrolled, Unrolled
 
 __all__ = [
+    "BOME",
+    "F2SA",
+    "MESO",
     "METHODS",
+    "SAMA",
+    "AggregatedUnrolled",
     "CheckpointedUnrolled",
+    "EvolutionStrategies",
     "FiniteDifference",
+    "FixedPoint",
+    "ForwardUnrolled",
     "GaussNewton",
     "HypergradientMethod",
     "HypergradientWarning",
     "Implicit",
+    "PessimisticUnrolled",
+    "RecomputedUnrolled",
     "TruncatedUnrolled",
     "Unrolled",
     "hypergradient",
+    "not_finite",
     "resolve_method",
 ]

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bilevel.problem import BilevelProblem, scalar_loss
+from bilevel.problem import BilevelProblem, evaluate
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, add, as_variables, check_variables, gradient
+from bilevel.tree import Tree, add, as_variables, check_variables, gradient, leaves
 
 
 class HypergradientWarning(UserWarning):
@@ -37,7 +37,7 @@ class OuterGradients(NamedTuple):
 def outer_gradients(problem: BilevelProblem, inner: Tree, outer: Tree, batch: Any) -> OuterGradients:
     """Evaluate the outer loss and its gradients with respect to both trees, at detached copies of them."""
     w, a = as_variables(inner), as_variables(outer)
-    loss = scalar_loss(problem.outer_loss, "outer_loss", w, a, batch)
+    loss = evaluate(problem, "outer_loss", w, a, batch)
     grads = gradient(loss, (w, a))
     return OuterGradients(loss.detach(), *grads)
 
@@ -62,6 +62,11 @@ def checked_batches(inner: Tree, outer: Tree, inner_batches: Sequence[Any], leas
     """
     check_variables(inner, "inner")
     check_variables(outer, "outer")
+    devices = {str(x.device) for x in leaves((inner, outer))}
+    if len(devices) > 1:
+        raise ValueError(
+            f"`inner` and `outer` lie on several devices ({', '.join(sorted(devices))}); move them to one."
+        )
     batches = list(inner_batches)
     if len(batches) < least:
         raise ValueError(f"`inner_batches` holds {len(batches)} batches; this method needs at least {least}.")
@@ -71,17 +76,17 @@ def checked_batches(inner: Tree, outer: Tree, inner_batches: Sequence[Any], leas
 def warn_if_unreliable(stats: dict[str, Any]) -> None:
     """Warn where an implicit estimate rests on a system that was not solved or on negative curvature."""
     curvature = stats["minimum_curvature"]
-    if bool(curvature <= 0):
+    if bool((curvature <= 0).any()):
         warnings.warn(
-            f"The inner Hessian has a direction of curvature {float(curvature):.2e} <= 0, so the inner variables are "
-            "not at a minimum and the implicit hypergradient may point anywhere; train the inner problem further, add "
-            "damping, or use Unrolled.",
+            f"The inner Hessian has a direction of curvature {float(curvature.min()):.2e} <= 0, so the inner variables "
+            "are not at a minimum and the implicit hypergradient may point anywhere; train the inner problem further, "
+            "add damping, or use Unrolled.",
             HypergradientWarning,
             stacklevel=3,
         )
-    elif not bool(torch.as_tensor(stats["converged"])):
+    elif not bool(torch.as_tensor(stats["converged"]).all()):
         warnings.warn(
-            f"The linear system was not solved (residual {float(stats['residual_norm']):.2e} after "
+            f"The linear system was not solved (residual {float(stats['residual_norm'].max()):.2e} after "
             f"{stats['iterations']} products); raise max_iter or terms, or loosen rtol.",
             HypergradientWarning,
             stacklevel=3,

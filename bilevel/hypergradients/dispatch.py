@@ -1,12 +1,16 @@
 """The one door to a hypergradient, by method object or by registry name."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from bilevel.hypergradients.base import HypergradientMethod
+import optree
+import torch
+
+from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
-from bilevel.linear_solvers import ConjugateGradient, Neumann
+from bilevel.linear_solvers import MINRES, ConjugateGradient, Identity, Neumann, Nystrom
 from bilevel.problem import BilevelProblem
 from bilevel.registry import Registry
 from bilevel.results import Hypergradient
@@ -14,7 +18,10 @@ from bilevel.tree import Tree
 
 METHODS: Registry[HypergradientMethod] = Registry("hypergradient method")
 METHODS.register("conjugate_gradient", Implicit(ConjugateGradient()))
+METHODS.register("minres", Implicit(MINRES()))
 METHODS.register("neumann", Implicit(Neumann()))
+METHODS.register("nystrom", Implicit(Nystrom()))
+METHODS.register("identity", Implicit(Identity(), warn=False))
 METHODS.register("gauss_newton", GaussNewton())
 METHODS.register("gauss_newton_as_published", GaussNewton(as_published=True))
 
@@ -40,13 +47,19 @@ def hypergradient(
         outer: tree of outer variables.
         inner_batches: batches for the inner loss, one per unrolled step; implicit methods average over them.
         outer_batch: batch for the outer loss.
-        method: a method object, or one of `conjugate_gradient`, `neumann`, `gauss_newton`, `gauss_newton_as_published`.
+        method: a method object, or one of `conjugate_gradient`, `minres`, `neumann`, `nystrom`, `identity`,
+            `gauss_newton`, `gauss_newton_as_published`.
 
     Returns:
         `.value`, `.direct` and `.indirect` (trees like `outer`), `.stats`. Nothing passed in is changed.
 
     Raises:
-        ValueError: for an unknown name, an empty tree, no batch, or a loss that is not a scalar.
+        ValueError: for an unknown name, an empty tree, no batch, a loss that is not a scalar, or an optimizer that is
+            not differentiable.
+
+    Warns:
+        HypergradientWarning: if the result is not finite (it is returned as it is), or rests on a system that was not
+            solved.
 
     Example:
         >>> import torch
@@ -55,4 +68,21 @@ def hypergradient(
         >>> hypergradient(f, w, a, [None], None).value  # b (w - c) = 3 * (6 - 1)
         tensor(15.)
     """
-    return resolve_method(method)(problem, inner, outer, inner_batches, outer_batch)
+    found = resolve_method(method)(problem, inner, outer, inner_batches, outer_batch)
+    broken = not_finite(found)
+    if broken:
+        warnings.warn(
+            f"The hypergradient is not finite in {broken}: a loss or its derivative overflowed or divided by zero. "
+            "Look at the inner loss in `stats`, lower the inner learning rate, or check the batch.",
+            HypergradientWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def not_finite(found: Hypergradient) -> list[str]:
+    """Names of the outer variables whose hypergradient holds NaN or infinity, and of the outer loss if it does."""
+    paths, values, _ = optree.tree_flatten_with_path(found.value)
+    names = ["outer" + "".join(f"[{key!r}]" for key in path) for path in paths]
+    checks = torch.stack([x.isfinite().all() for x in (*values, found.outer_loss)]).tolist()
+    return [name for name, ok in zip([*names, "outer_loss"], checks, strict=True) if not ok]

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.inner_steps import RandomState, device_of
 from bilevel.problem import BilevelProblem, mean_inner_loss
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, add, as_variables, gradient, norm, scale
+from bilevel.tree import Tree, add, as_variables, gradient, norm, scale, subtract
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,20 @@ class FiniteDifference:
         """Evaluate four gradients; see the class."""
         batches = checked_batches(inner, outer, inner_batches)
         outer_part = outer_gradients(problem, inner, outer, outer_batch)
-        length = norm(outer_part.inner)
-        epsilon = self.radius / torch.where(length > 0, length, torch.ones_like(length))
-        sides = []
-        for sign in (1.0, -1.0):
-            w, a = as_variables(add(inner, scale(sign * epsilon, outer_part.inner))), as_variables(outer)
-            sides.append(gradient(mean_inner_loss(problem, w, a, batches), a))
-        product = scale(1 / (2 * epsilon), add(sides[0], scale(-1.0, sides[1])))
+        product, epsilon = difference_product(problem, inner, outer, batches, outer_part.inner, self.radius)
         stats = {"method": "finite_difference", "epsilon": epsilon}
         return assemble(outer_part, scale(-self.step_size, product), stats)
+
+
+def difference_product(
+    problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any], vector: Tree, radius: float
+) -> tuple[Tree, Tensor]:
+    """`(d2f / da dw) vector` by the central difference of df/da over `+-radius` along the vector, and e."""
+    length = norm(vector, problem.lead)
+    epsilon = radius / torch.where(length > 0, length, torch.ones_like(length))
+    sides, random = [], RandomState.capture(device_of(inner))
+    for sign in (1.0, -1.0):
+        w, a = as_variables(add(inner, scale(sign * epsilon, vector))), as_variables(outer)
+        with random.replayed():  # the same dropout masks on both sides, or their difference would drown the product
+            sides.append(gradient(mean_inner_loss(problem, w, a, batches), a))
+    return scale(1 / (2 * epsilon), subtract(sides[0], sides[1])), epsilon

@@ -9,7 +9,7 @@ import torch
 from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
 from bilevel.problem import BilevelProblem, mean_inner_loss
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, as_variables, dot, gradient, scale
+from bilevel.tree import Tree, as_variables, dot, gradient, norm, scale
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class GaussNewton:
         w, a = as_variables(inner), as_variables(outer)
         loss = mean_inner_loss(problem, w, a, batches)
         inner_w, inner_a = gradient(loss, (w, a))
-        squared = dot(inner_w, inner_w)
-        threshold = (self.eps * (1 + dot(outer_part.inner, outer_part.inner).sqrt())) ** 2
+        lead = problem.lead
+        squared = dot(inner_w, inner_w, lead)
+        threshold = (self.eps * (1 + norm(outer_part.inner, lead))) ** 2
         degenerate = squared <= threshold
-        rho = dot(outer_part.inner, inner_w) / torch.where(degenerate, torch.ones_like(squared), squared)
+        rho = dot(outer_part.inner, inner_w, lead) / torch.where(degenerate, torch.ones_like(squared), squared)
         rho = torch.where(degenerate, torch.zeros_like(rho), rho)
         factor = self.step_size * rho if self.as_published else -rho
         stats = {

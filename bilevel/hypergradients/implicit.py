@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients, warn_if_unreliable
-from bilevel.linear_solvers import LinearSolver
-from bilevel.problem import BilevelProblem, mean_inner_loss
-from bilevel.products import InnerCurvature
+from bilevel.linear_solvers import LinearSolver, MatVec
+from bilevel.problem import BilevelProblem, ComposedLoss, mean_inner_loss
+from bilevel.products import InnerCurvature, PredictionCurvature
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, as_variables, ravel, scale
 
@@ -23,27 +26,42 @@ class Implicit:
     graph, whatever the number of steps that led to `inner`.
 
     Attributes:
-        solver: solves H v = dF/dw (`ConjugateGradient`, `Neumann`, `Dense`).
+        solver: solves H v = dF/dw (any of `bilevel.linear_solvers`; `WarmStart` keeps v between calls).
         warn: warn where the system was not solved or negative curvature was met; both stand in `stats` in any case.
+        curvature: `hessian`, or `gauss_newton` for the generalised Gauss-Newton matrix in its place, which is positive
+            semidefinite wherever the loss is convex in the predictions; the inner loss must be a `ComposedLoss`.
 
     Source: Bengio (2000); Pedregosa (2016), equation 3.
     """
 
     solver: LinearSolver
     warn: bool = True
+    curvature: str = "hessian"
+
+    def __post_init__(self) -> None:
+        if self.curvature not in ("hessian", "gauss_newton"):
+            raise ValueError(f"`curvature` must be 'hessian' or 'gauss_newton', got {self.curvature!r}.")
 
     def __call__(
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
     ) -> Hypergradient:
-        """Solve and multiply; see the class."""
+        """Solve and multiply; see the class.
+
+        Raises:
+            ValueError: if the inner loss does not depend on the inner variables, or shows no predictions where
+                `curvature` needs them.
+        """
         batches = checked_batches(inner, outer, inner_batches)
         outer_part = outer_gradients(problem, inner, outer, outer_batch)
         w, a = as_variables(inner), as_variables(outer)
         loss = mean_inner_loss(problem, w, a, batches)
         if not loss.requires_grad:
             raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
-        curvature = InnerCurvature(loss, w, a)
-        solved = self.solver(curvature.hessian_product, ravel(outer_part.inner))
+        curvature = InnerCurvature(loss, w, a, problem.lead)
+        matvec: MatVec = curvature.hessian_product
+        if self.curvature == "gauss_newton":
+            matvec = _prediction_curvature(problem, w, a, batches).product
+        solved = self.solver(matvec, ravel(outer_part.inner, problem.lead))
         indirect = scale(-1.0, curvature.mixed_product(solved.value))
         stats = {
             "method": "implicit",
@@ -53,8 +71,33 @@ class Implicit:
             "converged": solved.converged,
             "minimum_curvature": solved.minimum_curvature,
             "inner_loss": loss.detach(),
-            "inner_gradient_norm": curvature.gradient.norm(),
+            "inner_gradient_norm": torch.linalg.vector_norm(curvature.gradient, dim=-1),
         }
         if self.warn:
             warn_if_unreliable(stats)
         return assemble(outer_part, indirect, stats)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the solver remembers between calls."""
+        state: dict[str, Any] = self.solver.state_dict() if hasattr(self.solver, "state_dict") else {}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        if hasattr(self.solver, "load_state_dict"):
+            self.solver.load_state_dict(state)
+
+
+def _prediction_curvature(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> PredictionCurvature:
+    composed = problem.inner_loss
+    if not isinstance(composed, ComposedLoss) or problem.lead:
+        raise ValueError(
+            "curvature='gauss_newton' needs an inner loss that shows its predictions: "
+            "BilevelProblem(ComposedLoss(predict, loss), outer_loss), one problem at a time."
+        )
+    parts: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
+    for batch in batches:
+        z = composed.predict(inner, outer, batch)
+        variable = z.detach().requires_grad_(True)
+        parts.append((z, (variable, composed.loss(variable, outer, batch))))
+    return PredictionCurvature(parts, inner)

@@ -1,15 +1,16 @@
 """One differentiable inner step, and the states that a run of them passes through."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from bilevel.inner_optimizers import Transformation, apply_updates
-from bilevel.problem import BilevelProblem, scalar_loss
-from bilevel.tree import Tree, gradient, leaves, map_leaves, norm, rebuild
+from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
+from bilevel.problem import BilevelProblem, evaluate
+from bilevel.tree import Tree, as_variables, detach, gradient, leaves, map_leaves, norm, rebuild
 
 
 class Point(NamedTuple):
@@ -26,17 +27,23 @@ class StepFacts(NamedTuple):
     gradient_norm: Tensor
 
 
+Start = Callable[[Tree, Tree], Tree]
+"""`start(inner, outer) -> inner`: where an unroll begins, as a differentiable function of the outer variables."""
+
+
 def check_optimizer(optimizer: Any) -> None:
-    """Raise unless `optimizer` is a differentiable (init, update) pair.
+    """Raise unless `optimizer` is a differentiable (init, update) pair or a function that makes one.
 
     Raises:
         TypeError: naming what it is instead.
     """
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+    pair = hasattr(optimizer, "init") and hasattr(optimizer, "update")
+    if not pair and (isinstance(optimizer, type) or not callable(optimizer)):
+        name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
         raise TypeError(
-            f"`optimizer` must be a differentiable (init, update) pair such as bilevel.sgd(lr=0.1), got "
-            f"{type(optimizer).__name__}; torch.optim optimizers change parameters in place and cannot be "
-            "differentiated through."
+            f"`optimizer` must be a differentiable (init, update) pair such as bilevel.sgd(lr=0.1), or a function "
+            f"`outer -> pair`, got {name}; torch.optim optimizers change parameters in place and cannot be "
+            "differentiated through (bilevel.inner_optimizers.from_torch makes their twins)."
         )
 
 
@@ -44,6 +51,33 @@ def check_steps(name: str, value: int) -> None:
     """Raise unless a count is positive."""
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def starting_point(
+    optimizer: OptimizerLike, inner: Tree, outer: Tree, start: Start | None = None, state: Any = None
+) -> Point:
+    """Where an unroll begins: fresh inner variables and state, connected to `outer` through `start` alone.
+
+    Args:
+        optimizer: the update rule.
+        inner: inner variables.
+        outer: outer variables; with gradients, `start` is differentiated.
+        start: maps both to the first inner variables; None begins at `inner`.
+        state: optimizer state to continue from; None begins with that of `init`.
+    """
+    w = as_variables(inner)
+    if start is not None:
+        w = start(w, outer)
+        if [x.shape for x in leaves(w)] != [x.shape for x in leaves(inner)]:
+            raise ValueError("`start(inner, outer)` must return a tree of the structure and shapes of `inner`.")
+        w = inner = map_leaves(_connected, w)
+    state = bind(optimizer, outer).init(as_variables(inner)) if state is None else state
+    return Point(w, as_leaves(Point(inner, state)).state)
+
+
+def _connected(x: Tensor) -> Tensor:
+    """A variable of its own: a copy keeps apart what `start` took from the outer tree as it is."""
+    return x.clone() if x.requires_grad else x.detach().requires_grad_(True)
 
 
 def inner_step(
@@ -54,28 +88,63 @@ def inner_step(
     Raises:
         ValueError: if the loss does not depend on the inner variables.
     """
-    loss = scalar_loss(problem.inner_loss, "inner_loss", point.inner, outer, batch)
+    loss = evaluate(problem, "inner_loss", point.inner, outer, batch)
     if not loss.requires_grad:
         raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
     grads = gradient(loss, point.inner, create_graph=create_graph)
     updates, state = optimizer.update(grads, point.state, params=point.inner, inplace=False)
-    facts = StepFacts(loss.detach(), norm([g.detach() for g in leaves(grads)]))
+    connected = any(g.requires_grad for g in leaves(grads))
+    if create_graph and connected and not any(u.requires_grad for u in leaves(updates)):
+        raise ValueError(
+            "The `optimizer` is not differentiable: its updates do not depend on the gradients (is there a no_grad or "
+            "a detach in `update`?)."
+        )
+    facts = StepFacts(loss.detach(), norm([g.detach() for g in leaves(grads)], problem.lead))
     return Point(apply_updates(point.inner, updates), state), facts
 
 
 def run_plain(
     problem: BilevelProblem,
-    optimizer: Transformation,
+    optimizer: OptimizerLike,
     point: Point,
     outer: Tree,
     batches: Sequence[Any],
     steps: range,
 ) -> Point:
     """Take `steps` (indices into the cycled batches) without keeping a graph."""
+    rule, outer = bind(optimizer, detach(outer)), detach(outer)
     for t in steps:
         point = as_leaves(point)
-        point, _ = inner_step(problem, optimizer, point, outer, batches[t % len(batches)], create_graph=False)
+        point, _ = inner_step(problem, rule, point, outer, batches[t % len(batches)], create_graph=False)
     return as_leaves(point)
+
+
+class RandomState(NamedTuple):
+    """Where the random number generators stood, so that a step can be repeated with the same dropout masks."""
+
+    cpu: Tensor
+    device: torch.device
+    cuda: Tensor | None
+
+    @classmethod
+    def capture(cls, device: torch.device) -> "RandomState":
+        """The state now; `device` is that of the inner variables."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), device, cuda)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw from this state; afterwards the generators stand where they stood."""
+        with torch.random.fork_rng(devices=[self.device] if self.cuda is not None else []):
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda, self.device)
+            yield
+
+
+def device_of(tree: Tree) -> torch.device:
+    """Device of the first leaf."""
+    return leaves(tree)[0].device
 
 
 def as_leaves(point: Point) -> Point:

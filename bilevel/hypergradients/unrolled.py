@@ -10,20 +10,24 @@ import torch
 from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
 from bilevel.hypergradients.inner_steps import (
     Point,
+    RandomState,
+    Start,
     StepFacts,
     add_into,
     as_leaves,
     check_optimizer,
     check_steps,
+    device_of,
     inner_step,
     run_plain,
+    starting_point,
     tensors_of,
     zero_cotangents,
 )
-from bilevel.inner_optimizers import Transformation
+from bilevel.inner_optimizers import OptimizerLike, bind
 from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, as_variables, leaves, map_leaves, vector_jacobian, zeros_like
+from bilevel.tree import Tree, add, as_variables, detach, leaves, rebuild, vector_jacobian, zeros_like
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,21 @@ class Unrolled:
     inner variables are the start and stay as they are; the look-ahead is thrown away.
 
     Attributes:
-        optimizer: a differentiable update rule (`bilevel.sgd`, `adam`, `adamw`, or a torchopt transformation).
+        optimizer: a differentiable update rule (`bilevel.sgd`, `adam`, `adamw`, or a torchopt transformation), or a
+            function `outer -> rule` where hyperparameters of the rule are outer variables.
         steps: T; step t uses inner batch t, cycling if fewer batches are given.
+        start: `start(inner, outer) -> inner`, where the first inner variables depend on the outer ones: a learned
+            initialisation (MAML) is `lambda inner, outer: outer`. None starts at `inner`.
+        state: optimizer state to start with (`bilevel.from_torch` reads that of a running one); None starts afresh.
 
-    Source: Maclaurin, Duvenaud and Adams (2015); Franceschi et al. (2017), reverse mode.
+    Source: Maclaurin, Duvenaud and Adams (2015); Franceschi et al. (2017), reverse mode; Finn, Abbeel and Levine (2017)
+    for the initialisation.
     """
 
-    optimizer: Transformation
+    optimizer: OptimizerLike
     steps: int = 1
+    start: Start | None = None
+    state: Any = None
 
     def __post_init__(self) -> None:
         check_steps("steps", self.steps)
@@ -54,7 +65,10 @@ class Unrolled:
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
     ) -> Hypergradient:
         """Unroll and differentiate; see the class."""
-        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, range(self.steps))
+        batches = checked_batches(inner, outer, inner_batches)
+        a = as_variables(outer)
+        point = starting_point(self.optimizer, inner, a, self.start, self.state)
+        return _reverse(problem, self.optimizer, point, a, batches, outer_batch, range(self.steps))
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,15 @@ class TruncatedUnrolled:
         optimizer: a differentiable update rule.
         steps: T, all inner steps.
         last: K, the differentiated ones.
+        state: optimizer state to start with; None starts afresh.
 
     Source: Shaban et al. (2019), K-truncated back-propagation.
     """
 
-    optimizer: Transformation
+    optimizer: OptimizerLike
     steps: int
     last: int
+    state: Any = None
 
     def __post_init__(self) -> None:
         check_steps("last", self.last)
@@ -87,8 +103,11 @@ class TruncatedUnrolled:
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
     ) -> Hypergradient:
         """Step, then unroll and differentiate; see the class."""
+        batches = checked_batches(inner, outer, inner_batches)
         kept = range(self.steps - self.last, self.steps)
-        return _reverse(problem, self.optimizer, inner, outer, inner_batches, outer_batch, kept)
+        point = starting_point(self.optimizer, inner, outer, state=self.state)
+        point = run_plain(problem, self.optimizer, point, outer, batches, range(kept.start))
+        return _reverse(problem, self.optimizer, point, as_variables(outer), batches, outer_batch, kept)
 
 
 @dataclass(frozen=True)
@@ -103,13 +122,17 @@ class CheckpointedUnrolled:
         optimizer: a differentiable update rule whose state holds tensors and numbers.
         steps: T.
         every: steps per segment; None takes the rounded square root of T, which balances both kinds of memory.
+        start: see `Unrolled`.
+        state: see `Unrolled`.
 
     Source: Griewank and Walther (2000), one-level checkpointing; Franceschi et al. (2017) for hypergradients.
     """
 
-    optimizer: Transformation
+    optimizer: OptimizerLike
     steps: int
     every: int | None = None
+    start: Start | None = None
+    state: Any = None
 
     def __post_init__(self) -> None:
         check_steps("steps", self.steps)
@@ -123,25 +146,31 @@ class CheckpointedUnrolled:
         batches = checked_batches(inner, outer, inner_batches)
         every = self.every or max(round(math.sqrt(self.steps)), 1)
         a = as_variables(outer)
-        point = as_leaves(Point(inner, self.optimizer.init(as_variables(inner))))
+        beginning = starting_point(self.optimizer, inner, a, self.start, self.state)
+        point = as_leaves(beginning)
         starts = list(range(0, self.steps, every))
-        points = []
+        points, random = [], []
         for start in starts:
             points.append(point)
+            random.append(RandomState.capture(device_of(inner)))
             point = run_plain(problem, self.optimizer, point, a, batches, range(start, min(start + every, self.steps)))
         outer_part = outer_gradients(problem, point.inner, outer, outer_batch)
         cotangents = zero_cotangents(point, outer_part.inner)
         indirect, facts = zeros_like(outer), None
-        for start, kept in zip(reversed(starts), reversed(points), strict=True):
-            begin = as_leaves(kept)
-            end = begin
-            for t in range(start, min(start + every, self.steps)):
-                end, seen = inner_step(problem, self.optimizer, end, a, batches[t % len(batches)], create_graph=True)
+        for start in reversed(starts):
+            end = begin = as_leaves(points.pop())
+            rule = bind(self.optimizer, a)
+            with random.pop().replayed():
+                for t in range(start, min(start + every, self.steps)):
+                    end, seen = inner_step(problem, rule, end, a, batches[t % len(batches)], create_graph=True)
             facts = facts or seen
             cotangents, part = _pull_back(end, begin, a, cotangents)
             indirect = add_into(indirect, part)
+        if self.start is not None:
+            at_start = rebuild(inner, cotangents[: len(leaves(inner))])
+            indirect = add(indirect, vector_jacobian(beginning.inner, a, at_start))
         assert facts is not None
-        return assemble(outer_part, indirect, _stats("checkpointed", self.steps, facts) | {"every": every})
+        return assemble(outer_part, indirect, unroll_stats("checkpointed", self.steps, facts) | {"every": every})
 
 
 def _pull_back(end: Point, begin: Point, outer: Tree, cotangents: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -157,28 +186,25 @@ def _pull_back(end: Point, begin: Point, outer: Tree, cotangents: list[Any]) -> 
 
 def _reverse(
     problem: BilevelProblem,
-    optimizer: Transformation,
-    inner: Tree,
+    optimizer: OptimizerLike,
+    point: Point,
     outer: Tree,
-    inner_batches: Sequence[Any],
+    batches: Sequence[Any],
     outer_batch: Any,
     kept: range,
 ) -> Hypergradient:
-    """Differentiate through the steps `kept`; the steps before them are taken and held constant."""
-    batches = checked_batches(inner, outer, inner_batches)
-    a = as_variables(outer)
-    point = as_leaves(Point(inner, optimizer.init(as_variables(inner))))
-    point = run_plain(problem, optimizer, point, a, batches, range(kept.start))
+    """Differentiate through the steps `kept`, from `point` on, with respect to the variables `outer`."""
+    rule = bind(optimizer, outer)
     for t in kept:
-        point, facts = inner_step(problem, optimizer, point, a, batches[t % len(batches)], create_graph=True)
-    final = map_leaves(lambda x: x.detach(), point.inner)
-    outer_part = outer_gradients(problem, final, outer, outer_batch)
-    indirect = vector_jacobian(point.inner, a, outer_part.inner)
+        point, facts = inner_step(problem, rule, point, outer, batches[t % len(batches)], create_graph=True)
+    outer_part = outer_gradients(problem, detach(point.inner), outer, outer_batch)
+    indirect = vector_jacobian(point.inner, outer, outer_part.inner)
     name = "truncated" if kept.start else "unrolled"
-    return assemble(outer_part, indirect, _stats(name, kept.stop, facts) | {"differentiated": len(kept)})
+    return assemble(outer_part, indirect, unroll_stats(name, kept.stop, facts) | {"differentiated": len(kept)})
 
 
-def _stats(method: str, steps: int, facts: StepFacts) -> dict[str, Any]:
+def unroll_stats(method: str, steps: int, facts: StepFacts) -> dict[str, Any]:
+    """Facts that every unroll reports: those of its last inner step."""
     return {
         "method": method,
         "steps": steps,

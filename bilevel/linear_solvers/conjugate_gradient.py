@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.linear_solvers.base import MatVec, check_iteration, finish, inner
 from bilevel.results import SolveResult
 
 
@@ -17,7 +17,8 @@ class ConjugateGradient:
     p_{k+1} = r_{k+1} + (|r_{k+1}|^2 / |r_k|^2) p_k.
 
     A direction with p'Hp <= 0 shows that H is not positive definite: iteration stops there, keeps the last iterate, and
-    the result says `converged = False` with a negative or zero `minimum_curvature`.
+    the result says `converged = False` with a negative or zero `minimum_curvature`. Systems side by side
+    (`b` of shape `(problems, n)`) have their own step sizes and stop one by one.
 
     Attributes:
         max_iter: most products with H; at least 1.
@@ -34,33 +35,31 @@ class ConjugateGradient:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_iter < 1:
-            raise ValueError(f"`max_iter` must be at least 1, got {self.max_iter}.")
-        if self.rtol < 0 or self.atol < 0 or self.damping < 0:
-            raise ValueError(
-                f"`rtol`, `atol` and `damping` must not be negative, got {self.rtol}, {self.atol}, {self.damping}."
-            )
+        check_iteration(self.max_iter, self.rtol, self.atol, self.damping)
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Solve for `b` of shape `(n,)`."""
-        tolerance = torch.clamp(self.rtol * b.norm(), min=self.atol)
+        """Solve for `b` of shape `(n,)` or `(problems, n)`."""
+        residual = b
+        squared = inner(b, b)
+        goal = torch.clamp(self.rtol * squared.sqrt(), min=self.atol)
         value = torch.zeros_like(b)
-        residual = b.clone()
-        direction = residual
-        squared = residual.dot(residual)
+        direction = b
         minimum = torch.full_like(squared, float("inf"))
+        active = squared.sqrt() > goal
         iterations = 0
-        while iterations < self.max_iter and bool(squared.sqrt() > tolerance):
-            product = matvec(direction) + self.damping * direction
+        while iterations < self.max_iter and bool(active.any()):
+            product = matvec(direction)
+            if self.damping:
+                product = product + self.damping * direction
             iterations += 1
-            curvature = direction.dot(product)
-            minimum = torch.minimum(minimum, curvature / direction.dot(direction))
-            if not bool(curvature > 0):
-                break
-            step = squared / curvature
-            value = value + step * direction
-            residual = residual - step * product
-            previous, squared = squared, residual.dot(residual)
-            direction = residual + (squared / previous) * direction
-        nan = torch.full_like(minimum, float("nan"))
-        return finish(value, iterations, residual, tolerance, torch.where(minimum.isinf(), nan, minimum))
+            curvature = inner(direction, product)
+            minimum = torch.where(active, torch.minimum(minimum, curvature / inner(direction, direction)), minimum)
+            active = active & (curvature > 0)
+            step = torch.where(active, squared / curvature, 0.0)
+            value = torch.addcmul(value, step, direction)
+            residual = torch.addcmul(residual, step, product, value=-1)
+            previous, squared = squared, inner(residual, residual)
+            direction = torch.where(active, torch.addcmul(residual, squared / previous, direction), direction)
+            active = active & (squared.sqrt() > goal)
+        minimum = torch.where(minimum.isinf(), torch.full_like(minimum, float("nan")), minimum)
+        return finish(value, iterations, residual, goal[..., 0], minimum[..., 0])

@@ -22,23 +22,24 @@ class Dense:
     max_size: int = 5000
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Solve for `b` of shape `(n,)`.
+        """Solve for `b` of shape `(n,)` or `(problems, n)`.
 
         Raises:
             ValueError: if n exceeds `max_size`.
         """
-        n = b.numel()
+        n = b.shape[-1]
         if n > self.max_size:
             raise ValueError(
                 f"`Dense` was asked for {n} unknowns, more than max_size={self.max_size}; use ConjugateGradient or "
                 "Neumann, which need no matrix."
             )
         identity = torch.eye(n, dtype=b.dtype, device=b.device)
-        matrix = torch.stack([matvec(row) for row in identity], dim=1)
-        value, info = torch.linalg.solve_ex(matrix, b)
-        if bool(info != 0) or not bool(value.isfinite().all()):
-            value = torch.linalg.lstsq(matrix, b[:, None], driver="gelsd" if b.device.type == "cpu" else None).solution
-            value = value[:, 0]
-        symmetric = (matrix + matrix.T) / 2
-        curvature = torch.linalg.eigvalsh(symmetric)[0]
-        return finish(value, n, matrix @ value - b, self.rtol * b.norm(), curvature)
+        matrix = torch.stack([matvec(row.expand_as(b)) for row in identity], dim=-1)
+        value, info = torch.linalg.solve_ex(matrix, b[..., None])
+        if bool((info != 0).any()) or not bool(value.isfinite().all()):
+            value = torch.linalg.lstsq(
+                matrix, b[..., None], driver="gelsd" if b.device.type == "cpu" else None
+            ).solution
+        curvature = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)[..., 0]
+        residual = (matrix @ value)[..., 0] - b
+        return finish(value[..., 0], n, residual, self.rtol * torch.linalg.vector_norm(b, dim=-1), curvature)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.linear_solvers.base import MatVec, check_iteration, finish, require_one_system
 from bilevel.results import SolveResult
 
 
@@ -33,17 +33,18 @@ class GMRES:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_iter < 1:
-            raise ValueError(f"`max_iter` must be at least 1, got {self.max_iter}.")
+        check_iteration(self.max_iter, self.rtol, self.atol, self.damping)
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Solve for `b` of shape `(n,)`."""
+        require_one_system(b, "GMRES")
         size = b.norm()
         tolerance = torch.clamp(self.rtol * size, min=self.atol)
         if not bool(size > tolerance):
             return finish(torch.zeros_like(b), 0, b, tolerance)
         steps = min(self.max_iter, b.numel())
-        basis = [b / size]
+        basis = torch.empty(steps + 1, b.numel(), dtype=b.dtype, device=b.device)
+        basis[0] = b / size
         projected = torch.zeros(steps + 1, steps, dtype=b.dtype, device=b.device)
         target = torch.zeros(steps + 1, dtype=b.dtype, device=b.device)
         target[0] = size
@@ -51,7 +52,7 @@ class GMRES:
         for k in range(steps):
             w = matvec(basis[k]) + self.damping * basis[k]
             length = w.norm()
-            q = torch.stack(basis)
+            q = basis[: k + 1]
             for _ in range(2):  # once loses orthogonality to rounding, twice is enough (Giraud et al., 2005)
                 overlap = q @ w
                 projected[: k + 1, k] += overlap
@@ -62,8 +63,8 @@ class GMRES:
             rest = (projected[: used + 1, :used] @ y - target[: used + 1]).norm()
             if bool(rest <= tolerance) or bool(projected[k + 1, k] <= 10 * eps * length):
                 break
-            basis.append(w / projected[k + 1, k])
-        value = y @ torch.stack(basis[:used])
+            basis[k + 1] = w / projected[k + 1, k]
+        value = y @ basis[:used]
         square = projected[:used, :used]
         curvature = torch.linalg.eigvalsh((square + square.T) / 2)[0]
         residual = matvec(value) + self.damping * value - b

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.linear_solvers.base import MatVec, finish, inner
 from bilevel.results import SolveResult
 
 
@@ -30,8 +30,8 @@ class Identity:
             raise ValueError(f"`scale` must be positive, got {self.scale}.")
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Scale `b` of shape `(n,)`."""
+        """Scale `b` of shape `(n,)` or `(problems, n)`."""
         value = self.scale * b
         product = matvec(value)
-        curvature = value.dot(product) / value.dot(value)
-        return finish(value, 1, b - product, self.rtol * b.norm(), curvature)
+        curvature = inner(value, product) / inner(value, value)
+        return finish(value, 1, b - product, self.rtol * inner(b, b).sqrt()[..., 0], curvature[..., 0])

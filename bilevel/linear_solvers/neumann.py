@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.linear_solvers.base import MatVec, finish, inner
 from bilevel.results import SolveResult
 
 
@@ -35,24 +35,19 @@ class Neumann:
             raise ValueError(f"`step_size` must be positive, got {self.step_size}.")
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Sum the series for `b` of shape `(n,)`; `converged` means residual <= rtol * |b|."""
-        term = b
-        total = b
-        minimum = torch.full_like(b.norm(), float("inf"))
-        negligible = torch.finfo(b.dtype).eps ** 2 * b.dot(b)  # below it a term is rounding and has no direction
+        """Sum the series for `b` of shape `(n,)` or `(problems, n)`; `converged` means residual <= rtol * |b|."""
+        term = total = b
+        size = inner(b, b)
+        minimum = torch.full_like(size, float("inf"))
+        negligible = torch.finfo(b.dtype).eps ** 2 * size  # below it a term is rounding and has no direction
         for _ in range(self.terms - 1):
             product = matvec(term)
-            squared = term.dot(term)
-            minimum = torch.minimum(minimum, torch.where(squared > negligible, term.dot(product) / squared, minimum))
+            squared = inner(term, term)
+            minimum = torch.where(squared > negligible, torch.minimum(minimum, inner(term, product) / squared), minimum)
             term = term - self.step_size * product
             total = total + term
         # The residual telescopes: b - H v = (I - step_size H)^K b, one product more than the series itself.
         residual = term - self.step_size * matvec(term)
-        nan = torch.full_like(minimum, float("nan"))
-        return finish(
-            self.step_size * total,
-            self.terms,
-            residual,
-            self.rtol * b.norm(),
-            torch.where(minimum.isinf(), nan, minimum),
-        )
+        minimum = torch.where(minimum.isinf(), torch.full_like(minimum, float("nan")), minimum)
+        goal = self.rtol * size.sqrt()
+        return finish(self.step_size * total, self.terms, residual, goal[..., 0], minimum[..., 0])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import GMRES, ConjugateGradient, Dense, Identity, Neumann, Nystrom
+from bilevel import GMRES, MINRES, ConjugateGradient, Dense, Identity, Neumann, Nystrom
 
 
 def system(n, condition, seed):
@@ -128,3 +128,61 @@ def test_identity_is_the_first_neumann_term():
 def test_impossible_settings_of_the_other_solvers_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(n=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_minres_solves_indefinite_systems(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))
+    signs = torch.where(torch.arange(n) % 2 == 0, 1.0, -1.0).double()
+    a = q @ torch.diag(signs * torch.linspace(1, 5, n, dtype=torch.float64)) @ q.T
+    b = torch.randn(n, generator=g, dtype=torch.float64)
+    exact = torch.linalg.solve(a, b)
+    found = MINRES(max_iter=4 * n, rtol=1e-12)(lambda v: a @ v, b)
+    assert float((found.value - exact).norm() / exact.norm()) < 1e-9
+    assert bool(found.converged)
+
+
+def test_minres_sees_negative_curvature():
+    found = MINRES()(lambda v: torch.tensor([-3.0, 1.0]).double() * v, torch.tensor([1.0, 0.1]).double())
+    assert -3 <= float(found.minimum_curvature) < -2.5
+
+
+def test_minres_and_gmres_take_the_same_steps():
+    """Both minimise the residual over the same Krylov space."""
+    a, b = system(10, 50, 0)
+    a = a - 20 * torch.eye(10, dtype=torch.float64)
+    for k in (1, 3, 7):
+        one, two = (s(k, 0.0)(lambda v: a @ v, b) for s in (MINRES, GMRES))
+        assert torch.allclose(one.value, two.value, rtol=1e-9, atol=1e-12)
+
+
+def test_minres_of_a_singular_system_gives_a_least_squares_solution():
+    a = torch.diag(torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64))
+    found = MINRES(10)(lambda v: a @ v, torch.ones(3, dtype=torch.float64))
+    assert float(found.residual_norm) == pytest.approx(1.0, rel=1e-6)
+    assert not bool(found.converged)
+
+
+def test_minres_with_damping_and_for_zero():
+    a, b = system(5, 10, 0)
+    exact = torch.linalg.solve(a + 0.5 * torch.eye(5, dtype=torch.float64), b)
+    assert torch.allclose(MINRES(50, 1e-13, damping=0.5)(lambda v: a @ v, b).value, exact)
+    assert MINRES()(lambda v: a @ v, torch.zeros(5)).iterations == 0
+
+
+@pytest.mark.parametrize(
+    "solver", [ConjugateGradient(50), Neumann(5, 0.01), Identity(0.3), Dense()], ids=lambda s: type(s).__name__
+)
+def test_systems_side_by_side_equal_one_after_the_other(solver):
+    matrices, rights = zip(*(system(6, c, s) for s, c in enumerate((1.5, 10.0, 40.0))), strict=True)
+    a, b = torch.stack(matrices), torch.stack(rights)
+    b[1] = 0  # a system that is solved from the start
+    together = solver(lambda v: (a @ v[..., None])[..., 0], b)
+    for i in range(3):
+        alone = solver(lambda v, i=i: a[i] @ v, b[i])
+        assert torch.allclose(together.value[i], alone.value, rtol=1e-8, atol=1e-12)
+        for name in ("residual_norm", "converged", "minimum_curvature"):
+            x, y = getattr(together, name)[i], getattr(alone, name)
+            assert torch.allclose(x.double(), y.double(), rtol=1e-6, atol=1e-9, equal_nan=True), name

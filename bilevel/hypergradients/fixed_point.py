@@ -1,0 +1,67 @@
+"""Implicit differentiation of the fixed point of any update map."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.linear_solvers import GMRES, LinearSolver
+from bilevel.problem import BilevelProblem
+from bilevel.results import Hypergradient
+from bilevel.tree import Tree, add, as_variables, leaves, norm, ravel, scale, subtract, unravel, vector_jacobian
+
+UpdateMap = Callable[[Tree, Tree, Any], Tree]
+"""`update(inner, outer, batch) -> inner`, differentiable."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """`dF/da + (dP/da)' (I - dP/dw)^-T dF/dw` where w = P(w, a).
+
+    P is whatever computes the inner solution: a gradient step with momentum, a proximal or a projected step, an
+    equilibrium layer. The inner loss of the problem is not used. The matrix is not symmetric in general, hence GMRES;
+    `Neumann(terms=K, step_size=1)` sums K powers of dP/dw, which is K-truncated reverse mode at the fixed point.
+
+    Attributes:
+        update: the map P; with several batches their mean is taken.
+        solver: solves (I - dP/dw)' v = dF/dw.
+
+    Source: Rajeswaran et al. (2019); Grazzi et al. (ICML 2020), fixed-point form.
+    """
+
+    update: UpdateMap
+    solver: LinearSolver = field(default_factory=lambda: GMRES(max_iter=50))
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Solve and multiply; see the class.
+
+        Raises:
+            ValueError: if the map changes shapes.
+        """
+        batches = checked_batches(inner, outer, inner_batches)
+        outer_part = outer_gradients(problem, inner, outer, outer_batch)
+        w, a = as_variables(inner), as_variables(outer)
+        image = self.update(w, a, batches[0])
+        for batch in batches[1:]:
+            image = add(image, self.update(w, a, batch))
+        image = scale(1 / len(batches), image)
+        if [x.shape for x in leaves(image)] != [x.shape for x in leaves(w)]:
+            raise ValueError("`update(inner, outer, batch)` must return a tree of the structure and shapes of `inner`.")
+
+        def matvec(vector: Tensor) -> Tensor:
+            return vector - ravel(vector_jacobian(image, w, unravel(vector, w), retain_graph=True))
+
+        solved = self.solver(matvec, ravel(outer_part.inner))
+        indirect = vector_jacobian(image, a, unravel(solved.value, w))
+        stats = {
+            "method": "fixed_point",
+            "iterations": solved.iterations,
+            "residual_norm": solved.residual_norm,
+            "converged": solved.converged,
+            "distance": norm(subtract(image, w)).detach(),
+        }
+        return assemble(outer_part, indirect, stats)

@@ -1,0 +1,179 @@
+"""Hypergradient by forward mode: for few outer variables and any number of steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.inner_steps import (
+    Point,
+    Start,
+    StepFacts,
+    check_optimizer,
+    check_steps,
+    starting_point,
+)
+from bilevel.hypergradients.unrolled import unroll_stats
+from bilevel.inner_optimizers import OptimizerLike, apply_updates, bind
+from bilevel.problem import BilevelProblem, evaluate
+from bilevel.products import directional_derivative
+from bilevel.results import Hypergradient
+from bilevel.tree import Tree, detach, leaves, norm, rebuild
+
+
+@dataclass(frozen=True)
+class ForwardUnrolled:
+    """The same value as `Unrolled`, carrying dw_t/da along instead of going back.
+
+    With w_{t+1} = P(w_t, s_t, a): `Z_{t+1} = dP/d(w, s) Z_t + dP/da`, Z_0 = d(w_0, s_0)/da, and the indirect part is
+    `Z_T' dF/dw`. Cost: m + 1 forward-mode steps per inner step for m outer numbers, in one vectorised call; memory of
+    one step times m, whatever T is. Right for a few hyperparameters and long unrolls; wrong for many weights.
+
+    Attributes:
+        optimizer: see `Unrolled`.
+        steps: T.
+        start: see `Unrolled`.
+        state: see `Unrolled`.
+        max_outer: refuse more outer numbers than this.
+
+    Source: Franceschi et al. (2017), forward mode.
+    """
+
+    optimizer: OptimizerLike
+    steps: int
+    start: Start | None = None
+    state: Any = None
+    max_outer: int = 256
+
+    def __post_init__(self) -> None:
+        check_steps("steps", self.steps)
+        check_optimizer(self.optimizer)
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Carry values and tangents through all steps; see the class.
+
+        Raises:
+            ValueError: if there are more outer numbers than `max_outer`.
+        """
+        batches = checked_batches(inner, outer, inner_batches)
+        count = sum(x.numel() for x in leaves(outer))
+        if problem.lead:
+            raise ValueError("`ForwardUnrolled` takes one problem at a time; use Unrolled for a batched problem.")
+        if count > self.max_outer:
+            raise ValueError(
+                f"`outer` holds {count} numbers, more than max_outer={self.max_outer}; forward mode carries one "
+                "tangent for each. Use RecomputedUnrolled, or raise max_outer."
+            )
+        a = [x.detach() for x in leaves(outer)]
+        along = _basis(a)
+        begin = starting_point(self.optimizer, inner, detach(outer), self.start, self.state)
+        w, dw = self._first(inner, outer, begin, a, along)
+        state = [x.detach() for x in _tensors(begin.state)]
+        ds = [x.new_zeros(count, *x.shape) for x in state]
+        fixed = begin.state
+        for t in range(self.steps):
+            step = _Step(problem, self.optimizer, inner, outer, fixed, batches[t % len(batches)])
+            n = len(w)
+            values, tangents = _push(step, [*w, *state, *a], [*dw, *ds, *along])
+            # The last two are the inner loss and the gradient norm.
+            (w, dw), (state, ds) = (values[:n], tangents[:n]), (values[n:-2], tangents[n:-2])
+            fixed = step.state_after
+        final = rebuild(inner, w)
+        outer_part = outer_gradients(problem, final, outer, outer_batch)
+        columns = sum(
+            (z.flatten(1) @ g.reshape(-1)).to(along[0].dtype) for z, g in zip(dw, leaves(outer_part.inner), strict=True)
+        )
+        assert isinstance(columns, Tensor)
+        parts = torch.split(columns, [x.numel() for x in a])
+        indirect = rebuild(outer, [p.reshape(x.shape).to(x.dtype) for p, x in zip(parts, a, strict=True)])
+        facts = StepFacts(values[-2], values[-1])
+        return assemble(outer_part, indirect, unroll_stats("forward", self.steps, facts) | {"tangents": count})
+
+    def _first(
+        self, inner: Tree, outer: Tree, begin: Point, a: list[Tensor], along: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        start = self.start
+        if start is None:
+            w = [x.detach() for x in leaves(begin.inner)]
+            return w, [x.new_zeros(len(along[0]), *x.shape) for x in w]
+
+        def flat(*values: Tensor) -> tuple[Tensor, ...]:
+            return tuple(x.clone() for x in leaves(start(detach(inner), rebuild(outer, list(values)))))
+
+        return _push(flat, a, along)
+
+
+class _Step:
+    """One optimizer step as a function of tensors alone; the rest of the optimizer's state travels beside it."""
+
+    def __init__(
+        self, problem: BilevelProblem, optimizer: OptimizerLike, inner: Tree, outer: Tree, state: Any, batch: Any
+    ) -> None:
+        self.problem, self.optimizer, self.inner, self.outer, self.batch = problem, optimizer, inner, outer, batch
+        self.state, self.state_after = state, state
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        n, m = len(leaves(self.inner)), len(leaves(self.outer))
+        a = rebuild(self.outer, list(values[len(values) - m :]))
+        state = _with_tensors(self.state, list(values[n : len(values) - m]))
+
+        def loss(*w: Tensor) -> Tensor:
+            return evaluate(self.problem, "inner_loss", rebuild(self.inner, list(w)), a, self.batch)
+
+        argnums = tuple(range(n))
+        found, value = torch.func.grad_and_value(loss, argnums=argnums)(*values[:n])
+        params, grads = rebuild(self.inner, list(values[:n])), rebuild(self.inner, list(found))
+        updates, after = bind(self.optimizer, a).update(grads, state, params=params, inplace=False)
+        self.state_after = optree.tree_map(_placeholder, after)
+        new = apply_updates(params, updates)
+        return (*leaves(new), *_tensors(after), value, norm(grads))
+
+
+def _push(function: Any, values: list[Tensor], tangents: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of a function and their derivatives along all tangents at once."""
+
+    def one(*along: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return directional_derivative(function, values, along)
+
+    dims: Any = (None, 0)
+    outputs, pushed = torch.func.vmap(one, out_dims=dims)(*tangents)
+    return [x.detach() for x in outputs], [x.detach() for x in pushed]
+
+
+def _basis(a: list[Tensor]) -> list[Tensor]:
+    """One tangent per outer number, `(m, *shape)` for every leaf."""
+    sizes = [x.numel() for x in a]
+    count, done, out = sum(sizes), 0, []
+    for x, size in zip(a, sizes, strict=True):
+        block = torch.zeros(count, size, dtype=x.dtype, device=x.device)
+        block[done : done + size] = torch.eye(size, dtype=x.dtype, device=x.device)
+        out.append(block.reshape(count, *x.shape))
+        done += size
+    return out
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return [x for x in optree.tree_leaves(state) if _is_variable(x)]
+
+
+class _Placeholder:
+    """Stands for a tensor of the state, whose value travels among the tensors."""
+
+
+def _placeholder(x: Any) -> Any:
+    return _Placeholder() if _is_variable(x) else x
+
+
+def _with_tensors(state: Any, values: list[Tensor]) -> Any:
+    remaining = iter(values)
+    return optree.tree_map(lambda x: next(remaining) if isinstance(x, _Placeholder) or _is_variable(x) else x, state)

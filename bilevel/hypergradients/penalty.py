@@ -1,0 +1,245 @@
+"""First-order methods that replace the inner problem by a penalty: no second derivative, but moved inner variables.
+
+With the value function v(a) = min over w of f(w, a), the bilevel problem is `min F(w, a)` subject to
+`f(w, a) - v(a) <= 0`. All three methods penalise that gap, and so optimise w and a together: the hypergradient belongs
+to inner variables of their own, which stand in `Hypergradient.inner`. `BilevelTrainer` adopts them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel.hypergradients.base import checked_batches
+from bilevel.hypergradients.inner_steps import check_optimizer, check_steps, run_plain, starting_point
+from bilevel.inner_optimizers import OptimizerLike
+from bilevel.problem import BilevelProblem, evaluate, mean_inner_loss
+from bilevel.results import Hypergradient
+from bilevel.tree import Tree, add, as_variables, detach, dot, gradient, map_leaves, norm, scale, subtract
+
+
+class Memory:
+    """What a method carries from one call to the next: a count of calls and, where it has one, a companion of w."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.companion: Tree | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both, as plain data."""
+        return {"calls": self.calls, "companion": self.companion}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self.calls, self.companion = state["calls"], state["companion"]
+
+
+class _Remembering:
+    """State of a method, saved with the trainer's checkpoint."""
+
+    memory: Memory
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers."""
+        return self.memory.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self.memory.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class F2SA(_Remembering):
+    """`dF/da(y) + l [df/da(y) - df/da(z)]` with y = argmin F + l f and z = argmin f, each by T steps from w.
+
+    By the envelope theorem it is the gradient of min_w [F + l (f - v)], whose distance to the hypergradient is O(1/l).
+    Cost: 2 T plain steps. `Hypergradient.inner` is y.
+
+    Attributes:
+        optimizer: update rule of both inner problems; the step must suit F + l f divided by 1 + l.
+        steps: T.
+        penalty: l at the first call.
+        growth: added to l at every further call.
+
+    Source: Kwon et al. (F2SA, ICML 2023).
+    """
+
+    optimizer: OptimizerLike
+    steps: int = 10
+    penalty: float = 1.0
+    growth: float = 0.0
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_steps("steps", self.steps)
+        check_optimizer(self.optimizer)
+        _check_positive("penalty", self.penalty)
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Solve both inner problems; see the class."""
+        batches = checked_batches(inner, outer, inner_batches)
+        weight = self.penalty + self.growth * self.memory.calls
+
+        def penalised(w: Tree, a: Tree, batch: Any) -> Tensor:
+            # Divided by 1 + l: the minimiser stays, and one step size serves every l.
+            return (problem.outer_loss(w, a, outer_batch) + weight * problem.inner_loss(w, a, batch)) / (1 + weight)
+
+        y = self._minimise(BilevelProblem(penalised, problem.outer_loss, problem.lead), inner, outer, batches)
+        z = self._minimise(problem, inner, outer, batches)
+        gap = subtract(_outer_slope(problem, y, outer, batches), _outer_slope(problem, z, outer, batches))
+        self.memory.calls += 1
+        stats = {"method": "f2sa", "penalty": weight, "steps": self.steps}
+        return _penalised(problem, y, outer, outer_batch, scale(weight, gap), stats)
+
+    def _minimise(self, problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tree:
+        point = starting_point(self.optimizer, inner, detach(outer))
+        return detach(run_plain(problem, self.optimizer, point, outer, batches, range(self.steps)).inner)
+
+
+@dataclass(frozen=True)
+class BOME:
+    """`dF/da + l dq/da` with q = f(w, a) - f(w_T, a), w_T after T inner steps, held constant.
+
+    l = max((control |grad q|^2 - <grad F, grad q>) / |grad q|^2, 0), gradients over (w, a) together, is the least
+    multiplier for which a step along `-(grad F + l grad q)` shrinks q. Cost: T plain steps, two gradients of f and one
+    of F. `Hypergradient.inner` is w - step_size (dF/dw + l dq/dw).
+
+    Attributes:
+        optimizer: update rule of the T steps.
+        steps: T.
+        control: eta, how fast q has to shrink.
+        step_size: of the step in w; 0 leaves the inner variables where they are.
+
+    Source: Ye et al. (BOME, NeurIPS 2022).
+    """
+
+    optimizer: OptimizerLike
+    steps: int = 10
+    control: float = 0.5
+    step_size: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_steps("steps", self.steps)
+        check_optimizer(self.optimizer)
+        _check_positive("control", self.control)
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Look ahead, then weigh both gradients; see the class."""
+        batches = checked_batches(inner, outer, inner_batches)
+        point = starting_point(self.optimizer, inner, detach(outer))
+        ahead = detach(run_plain(problem, self.optimizer, point, outer, batches, range(self.steps)).inner)
+        w, a = as_variables(inner), as_variables(outer)
+        here = mean_inner_loss(problem, w, a, batches)
+        q_w, q_a = gradient(here, (w, a))
+        q_a = subtract(q_a, _outer_slope(problem, ahead, outer, batches))
+        loss = evaluate(problem, "outer_loss", w, a, outer_batch)
+        f_w, f_a = gradient(loss, (w, a))
+        lead = problem.lead
+        squared = dot(q_w, q_w, lead) + dot(q_a, q_a, lead)
+        along = dot(f_w, q_w, lead) + dot(f_a, q_a, lead)
+        flat = squared <= torch.finfo(squared.dtype).tiny
+        needed = self.control - along / torch.where(flat, torch.ones_like(squared), squared)
+        weight = torch.where(flat, torch.zeros_like(squared), needed.clamp(min=0))
+        indirect = scale(weight, q_a)
+        move = add(f_w, scale(weight, q_w))
+        stats = {"method": "bome", "multiplier": weight, "steps": self.steps, "inner_loss": here.detach()}
+        return Hypergradient(
+            value=add(f_a, indirect),
+            direct=f_a,
+            indirect=indirect,
+            inner_gradient=f_w,
+            outer_loss=loss.detach(),
+            stats=stats | {"inner_gradient_norm": norm(q_w, lead)},
+            inner=subtract(inner, scale(self.step_size, move)) if self.step_size else None,
+        )
+
+
+@dataclass(frozen=True)
+class MESO(_Remembering):
+    """`dF/da(w) + c [df/da(w) - df/da(u)]`, u following the Moreau envelope of f at w: a single loop.
+
+    The envelope v_g(w, a) = min_u f(u, a) + |u - w|^2 / (2 g) replaces the value function, which needs no convex f.
+    Each of K rounds makes one step of both:
+    `u <- u - s (df/dw(u) + (u - w) / g)`, `w <- w - r (dF/dw(w) / c + df/dw(w) - (w - u) / g)`. u is kept between
+    calls. Cost: K (2 gradients of f, 1 of F) and two outer gradients. `Hypergradient.inner` is w.
+
+    Attributes:
+        inner_step: s.
+        step_size: r.
+        rounds: K.
+        radius: g.
+        penalty: c at the first call.
+        power: c grows with the number of calls k as `penalty * (k + 1)^power`; below 1/2.
+
+    Source: Liu et al. (MEHA/MESO, ICML 2024, arXiv 2405.09927).
+    """
+
+    inner_step: float = 0.1
+    step_size: float = 0.1
+    rounds: int = 1
+    radius: float = 1.0
+    penalty: float = 1.0
+    power: float = 0.25
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_steps("rounds", self.rounds)
+        for name in ("inner_step", "step_size", "radius", "penalty"):
+            _check_positive(name, getattr(self, name))
+        if not 0 <= self.power < 0.5:
+            raise ValueError(f"`power` must lie in [0, 0.5), got {self.power}.")
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Move both companions; see the class."""
+        batches = checked_batches(inner, outer, inner_batches)
+        c = self.penalty * (self.memory.calls + 1) ** self.power
+        w = detach(inner)
+        u = w if self.memory.companion is None else map_leaves(lambda x, y: x.to(y), self.memory.companion, w)
+        for _ in range(self.rounds):
+            pull = scale(1 / self.radius, subtract(u, w))
+            u = subtract(u, scale(self.inner_step, add(_inner_slope(problem, u, outer, batches), pull)))
+            variables = as_variables(w)
+            own = gradient(evaluate(problem, "outer_loss", variables, detach(outer), outer_batch), variables)
+            slope = add(scale(1 / c, own), _inner_slope(problem, w, outer, batches))
+            slope = subtract(slope, scale(1 / self.radius, subtract(w, u)))
+            w = subtract(w, scale(self.step_size, slope))
+        self.memory.calls += 1
+        self.memory.companion = u
+        gap = subtract(_outer_slope(problem, w, outer, batches), _outer_slope(problem, u, outer, batches))
+        stats = {"method": "meso", "penalty": c, "rounds": self.rounds}
+        return _penalised(problem, w, outer, outer_batch, scale(c, gap), stats)
+
+
+def _penalised(
+    problem: BilevelProblem, inner: Tree, outer: Tree, outer_batch: Any, indirect: Tree, stats: dict[str, Any]
+) -> Hypergradient:
+    """The record of a method whose inner variables are its own."""
+    w, a = as_variables(inner), as_variables(outer)
+    loss = evaluate(problem, "outer_loss", w, a, outer_batch)
+    f_w, direct = gradient(loss, (w, a))
+    return Hypergradient(add(direct, indirect), direct, indirect, f_w, loss.detach(), stats, inner)
+
+
+def _outer_slope(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tree:
+    """df/da at constant w."""
+    a = as_variables(outer)
+    return gradient(mean_inner_loss(problem, detach(inner), a, batches), a)
+
+
+def _inner_slope(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tree:
+    """df/dw at constant a."""
+    w = as_variables(inner)
+    return gradient(mean_inner_loss(problem, w, detach(outer), batches), w)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"`{name}` must be positive, got {value}.")

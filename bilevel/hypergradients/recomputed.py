@@ -1,0 +1,224 @@
+"""Reverse mode with one inner graph at a time: exact, and small in memory for any number of steps."""
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.inner_steps import (
+    Point,
+    RandomState,
+    Start,
+    StepFacts,
+    as_leaves,
+    check_optimizer,
+    check_steps,
+    device_of,
+    starting_point,
+    tensors_of,
+    zero_cotangents,
+)
+from bilevel.hypergradients.unrolled import unroll_stats
+from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
+from bilevel.problem import BilevelProblem, evaluate
+from bilevel.products import reverse_over_forward, reverse_over_reverse
+from bilevel.results import Hypergradient
+from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, norm, rebuild, vector_jacobian, zeros_like
+
+Products = Callable[..., tuple[Tree, Tree]]
+PRODUCTS: dict[str, Products] = {"reverse": reverse_over_reverse, "forward": reverse_over_forward}
+
+
+@dataclass(frozen=True)
+class RecomputedUnrolled:
+    """The same value as `Unrolled`, with the memory of one inner graph and T gradients.
+
+    The forward sweep takes T plain steps and keeps every gradient g_t = df/dw(w_t, a), and the point (w_t, s_t) at
+    every sqrt(T)-th step. The backward sweep replays a segment's points from the gradients (elementwise, no loss is
+    evaluated) and then pulls the adjoints (u, r) of (w, s) through one step at a time: with (w', s') = step(w, s, g),
+
+        gamma = u' dw'/dg + r' ds'/dg,    u <- u' dw'/dw + r' ds'/dw + H gamma,    r <- u' dw'/ds + r' ds'/ds,
+
+    where `H gamma` and `(d2f / da dw) gamma` come from one recomputed product. Cost: a plain step, a recomputed
+    gradient and a second-order product per inner step.
+
+    Attributes:
+        optimizer: see `Unrolled`.
+        steps: T.
+        products: `reverse` (reverse over reverse: quick on small dense nets), `forward` (reverse over forward: quick on
+            convolutions with normalisation), or `auto`: the first backward steps on a problem try and time both, and
+            what was quicker stays. The two differ by rounding, so fix one where runs must repeat bit for bit.
+        start: see `Unrolled`.
+        state: see `Unrolled`.
+
+    Raises:
+        ValueError: if a setting is impossible, or the inner loss does not depend on the inner variables.
+
+    Source: Maclaurin, Duvenaud and Adams (2015) for the adjoint; the replay from gradients needs no reversible step.
+    """
+
+    optimizer: OptimizerLike
+    steps: int
+    products: str = "auto"
+    start: Start | None = None
+    state: Any = None
+    _quicker: "weakref.WeakKeyDictionary[BilevelProblem, Products]" = field(
+        default_factory=weakref.WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        check_steps("steps", self.steps)
+        check_optimizer(self.optimizer)
+        if self.products not in ("auto", *PRODUCTS):
+            raise ValueError(f"`products` must be auto, {' or '.join(PRODUCTS)}, got {self.products!r}.")
+
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """Sweep forwards, then backwards; see the class."""
+        batches = checked_batches(inner, outer, inner_batches)
+        a = as_variables(outer)
+        beginning = starting_point(self.optimizer, inner, a, self.start, self.state)
+        sweep = _Sweep(problem, self.optimizer, detach(outer), batches, self.steps)
+        final = sweep.forward(as_leaves(beginning))
+        outer_part = outer_gradients(problem, final.inner, outer, outer_batch)
+        choose = self._choice(problem)
+        cotangents, indirect = sweep.backward(zero_cotangents(final, outer_part.inner), choose)
+        if self.start is not None:
+            indirect = add(indirect, vector_jacobian(beginning.inner, a, rebuild(inner, cotangents)))
+        assert sweep.facts is not None
+        return assemble(outer_part, indirect, unroll_stats("recomputed", self.steps, sweep.facts))
+
+    def _choice(self, problem: BilevelProblem) -> "Products | _Trial":
+        if self.products != "auto":
+            return PRODUCTS[self.products]
+        if problem in self._quicker:
+            return self._quicker[problem]
+        return _Trial(lambda best: self._quicker.__setitem__(problem, best))
+
+
+class _Sweep:
+    """One pass forwards and one backwards over the steps of an inner optimizer."""
+
+    def __init__(
+        self, problem: BilevelProblem, optimizer: OptimizerLike, outer: Tree, batches: list[Any], steps: int
+    ) -> None:
+        self.problem, self.optimizer, self.outer, self.batches, self.steps = problem, optimizer, outer, batches, steps
+        self.segment = max(round(math.sqrt(steps)), 1)
+        self.kept: dict[int, Point] = {}
+        self.history: list[Tensor] = []
+        self.random: list[RandomState] = []
+        self.facts: StepFacts | None = None
+
+    def forward(self, point: Point) -> Point:
+        """Plain steps; one preallocated block per leaf holds the gradients (many small blocks fragment memory)."""
+        rule = bind(self.optimizer, self.outer)
+        self.history = [torch.empty(self.steps, *x.shape, dtype=x.dtype, device=x.device) for x in leaves(point.inner)]
+        for t in range(self.steps):
+            if t % self.segment == 0:
+                self.kept[t] = point
+            self.random.append(RandomState.capture(device_of(point.inner)))
+            loss = evaluate(self.problem, "inner_loss", point.inner, self.outer, self._batch(t))
+            if not loss.requires_grad:
+                raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
+            grads = gradient(loss, point.inner)
+            for block, g in zip(self.history, leaves(grads), strict=True):
+                block[t] = g
+            if t == self.steps - 1:
+                self.facts = StepFacts(loss.detach(), norm(grads, self.problem.lead))
+            point = self._advance(rule, point, grads)
+        return point
+
+    def backward(self, cotangents: list[Tensor], products: "Products | _Trial") -> tuple[list[Tensor], Tree]:
+        """Adjoints of the first inner variables and of the outer variables."""
+        indirect = zeros_like(self.outer)
+        n = len(self.history)
+        rule = bind(self.optimizer, self.outer)
+        for first in sorted(self.kept, reverse=True):
+            points = [self.kept.pop(first)]
+            for t in range(first, min(first + self.segment, self.steps) - 1):
+                points.append(self._advance(rule, points[-1], self._gradient(t, points[-1])))
+            for t in reversed(range(first, first + len(points))):
+                point = points.pop()
+                cotangents, part = self._pull_through_rule(point, t, cotangents)
+                gamma = rebuild(point.inner, cotangents[:n])
+                batch = self._batch(t)
+
+                def loss(w: Tree, a: Tree, batch: Any = batch) -> Tensor:
+                    return evaluate(self.problem, "inner_loss", w, a, batch)
+
+                with self.random[t].replayed():
+                    bent, mixed = products(loss, as_variables(point.inner), as_variables(self.outer), gamma)
+                own = [x + h for x, h in zip(cotangents[n : 2 * n], leaves(bent), strict=True)]
+                cotangents = [*own, *cotangents[2 * n :]]
+                indirect = add(indirect, mixed) if part is None else add(indirect, add(mixed, part))
+        return cotangents[:n], indirect
+
+    def _pull_through_rule(self, point: Point, t: int, cotangents: list[Tensor]) -> tuple[list[Tensor], Tree | None]:
+        """Adjoints `[of g, of w, of s]` through the update rule at fixed g, and those of its own outer variables."""
+        learned = not hasattr(self.optimizer, "init")
+        begin = as_leaves(point)
+        grads = as_variables(self._gradient(t, point))
+        a = as_variables(self.outer) if learned else self.outer
+        updates, state = bind(self.optimizer, a).update(grads, begin.state, params=begin.inner, inplace=False)
+        end = Point(apply_updates(begin.inner, updates), state)
+        sources = [*leaves(grads), *tensors_of(begin)]
+        pulled = vector_jacobian(tensors_of(end), [*sources, *(leaves(a) if learned else [])], cotangents)
+        part = rebuild(self.outer, pulled[len(sources) :]) if learned else None
+        return pulled[: len(sources)], part
+
+    def _advance(self, rule: Transformation, point: Point, grads: Tree) -> Point:
+        with torch.no_grad():
+            updates, state = rule.update(grads, point.state, params=point.inner, inplace=False)
+            return as_leaves(Point(apply_updates(point.inner, updates), state))
+
+    def _gradient(self, t: int, like: Point) -> Tree:
+        return rebuild(like.inner, [block[t] for block in self.history])
+
+    def _batch(self, t: int) -> Any:
+        return self.batches[t % len(self.batches)]
+
+
+class _Trial:
+    """Alternates both kinds of product, times the second round, and settles on the quicker."""
+
+    def __init__(self, settle: Callable[[Products], None]) -> None:
+        self.settle = settle
+        self.calls = 0
+        self.seconds: dict[str, float] = {}
+        self.best: Products | None = None
+
+    def __call__(self, loss: Any, inner: Tree, outer: Tree, vector: Tree) -> tuple[Tree, Tree]:
+        if self.best is not None:
+            return self.best(loss, inner, outer, vector)
+        name = list(PRODUCTS)[self.calls % len(PRODUCTS)]
+        started = _now(vector)
+        try:
+            out = PRODUCTS[name](loss, inner, outer, vector)
+        except (NotImplementedError, RuntimeError):
+            if name == "reverse":
+                raise
+            self._choose("reverse")  # an operation without a forward-mode rule
+            return reverse_over_reverse(loss, inner, outer, vector)
+        self.seconds[name] = _now(vector) - started
+        self.calls += 1
+        if self.calls == 2 * len(PRODUCTS):
+            self._choose(min(self.seconds, key=self.seconds.__getitem__))
+        return out
+
+    def _choose(self, name: str) -> None:
+        self.best = PRODUCTS[name]
+        self.settle(self.best)
+
+
+def _now(tree: Tree) -> float:
+    device = device_of(tree)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
