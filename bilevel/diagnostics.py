@@ -26,6 +26,7 @@ class HypergradientCheck:
         finite_difference_error: relative error of the reference along random directions, against central differences
             of the real map a -> F(w_T(a), a).
         inner_gradient_norm: |df/dw| where the method looked; far from zero, implicit methods are biased.
+        residual_norm: |H v - dF/dw| that the method's linear solver left; NaN for methods without one.
         verdict: all of it in words.
     """
 
@@ -35,6 +36,7 @@ class HypergradientCheck:
     indirect_share: float
     finite_difference_error: float
     inner_gradient_norm: float
+    residual_norm: float
     verdict: str
 
 
@@ -100,8 +102,9 @@ def check_hypergradient(
         "indirect_share": float(norm(found.indirect)) / direct if direct else float("inf"),
         "finite_difference_error": max(errors),
         "inner_gradient_norm": float(found.stats.get("inner_gradient_norm", float("nan"))),
+        "residual_norm": float(found.stats.get("residual_norm", float("nan"))),
     }
-    return HypergradientCheck(**check, verdict=_verdict(check))
+    return HypergradientCheck(**check, verdict=_verdict(check, found.stats))
 
 
 def _moved(outer: Tree, change: Tensor) -> Tree:
@@ -129,7 +132,7 @@ def _cosine(a: Tree, b: Tree) -> float:
     return float(x.dot(y) / (x.norm() * y.norm())) if bool(x.norm() > 0) and bool(y.norm() > 0) else float("nan")
 
 
-def _verdict(check: dict[str, float]) -> str:
+def _verdict(check: dict[str, float], stats: dict[str, Any]) -> str:
     if not check["finite_difference_error"] < 1e-2:
         return (
             f"The reference itself disagrees with finite differences (relative error "
@@ -145,4 +148,11 @@ def _verdict(check: dict[str, float]) -> str:
         )
     elif check["cosine"] < 0.5:
         text += " Do not follow it: train the inner problem further, or choose another method."
+    if not bool(stats.get("converged", True)):
+        text += (
+            f" Its linear system was not solved (residual {check['residual_norm']:.1e}): allow more iterations, or add "
+            "damping."
+        )
+    if float(stats.get("minimum_curvature", 1.0)) <= 0:
+        text += " The inner Hessian has negative curvature there: the inner variables are at no minimum."
     return text

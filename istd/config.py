@@ -36,6 +36,8 @@ class Config:
         gain: contrast augmentation.
         noise: noise augmentation.
         normalise_per_image: use each image's own mean and deviation instead of the training set's.
+        channels: what the three input channels hold, "repeat" (published) or "contrast" (see `Normalisation`).
+        on_target: share of crops placed around a point.
         initial: rule that draws the start masks.
         evolve_from: label evolution starts after this share of the epochs (published: 0.2 of 300).
         evolve_every: period of label updates in epochs.
@@ -56,7 +58,7 @@ class Config:
         bilevel_every: period of outer phases in epochs.
         bilevel_steps: outer steps per phase.
         outer_lr: learning rate of the cluster logits.
-        shared_lr: learning rate of the student's direct outer step; None takes a tenth of `lr`.
+        shared_lr: learning rate of the student's direct outer step; None follows a tenth of the current inner rate.
         evaluate_every: period of validation in epochs.
         select_on: "val", or "test" to reproduce the sources' choice on the test split.
     """
@@ -80,6 +82,8 @@ class Config:
     gain: float = 1.0
     noise: float = 0.0
     normalise_per_image: bool = False
+    channels: str = "repeat"
+    on_target: float = 0.7
     initial: str = "half-maximum"
     evolve_from: float = 0.2
     evolve_every: int = 5
@@ -115,6 +119,7 @@ class Config:
         hypergradient_variant(self.variant, self.lr)
         for field, allowed in (
             ("vfm_view", ("image", "crop")),
+            ("channels", ("repeat", "contrast")),
             ("anchors", ("points", "start")),
             ("select_on", ("val", "test")),
         ):
@@ -139,10 +144,12 @@ PRESETS.register(
         Config(),
         preset="cpu",
         width=0.5,
-        epochs=150,
+        epochs=100,
         batch_size=8,
         crop=128,
         lr=2e-3,
+        # Short schedules: a teacher that pulls on the shared weights as hard as the student slows the student down.
+        student_loss=8.0,
         teacher_share=0.5,
         averaging=0.995,
         scale=1.5,

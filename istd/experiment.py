@@ -16,7 +16,7 @@ from istd.clusters import cluster_count, describe_images
 from istd.config import Config
 from istd.data.crops import Augmentation, CropLoader, Normalisation
 from istd.data.layouts import Dataset, Sample
-from istd.hooks import Averaging, LabelUpdates, Selection
+from istd.hooks import Averaging, LabelUpdates, Selection, SharedRate
 from istd.labels import INITIAL_MASKS, HardSampleAdmission, InitialMask, LabelEvolution, PseudoMasks
 from istd.methods import METHODS, hypergradient_variant
 from istd.metrics import evaluate_masks
@@ -54,7 +54,7 @@ class Experiment:
         self.training = np.arange(len(dataset.train))
         self.validation = np.arange(len(dataset.train), len(self.samples))
         self.labels = self._start_labels()
-        self.normalisation = Normalisation.fit(dataset.train, config.normalise_per_image)
+        self.normalisation = Normalisation.fit(dataset.train, config.normalise_per_image, config.channels)
         student = create_student(config.student, config.width)
         # Channels-last convolutions are faster on CPUs and feed the tensor cores of GPUs.
         self.student: Any = student.to(self.device).to(memory_format=torch.channels_last)
@@ -121,7 +121,7 @@ class Experiment:
             self.labels.hard,
             lambda: indices[self.labels.admitted[indices]],
             batch_size=c.batch_size,
-            augmentation=Augmentation(c.crop, scale=c.scale, gain=c.gain, noise=c.noise),
+            augmentation=Augmentation(c.crop, c.on_target, c.scale, c.gain, c.noise),
             normalisation=self.normalisation,
             tokens=tokens,
             seed=seed,
@@ -160,13 +160,16 @@ class Experiment:
             {"params": list(self.weights.parameters()), "lr": c.outer_lr, "weight_decay": 0.0},
             {"params": shared, "lr": 0.1 * c.lr if c.shared_lr is None else c.shared_lr},
         ]
+        groups = [g for g in groups if g["params"]]
+        if c.shared_lr is None:
+            hooks.insert(0, SharedRate(0.1, group=len(groups) - 1))
         return BilevelTrainer(
             self.network,
             self.weights,
             inner_loss=TeacherInner(c.loss, student=c.student_loss, share=c.teacher_share),
             outer_loss=StudentOuter(c.loss, weighted=c.weighted_outer),
             outer_batches=val,
-            outer_optimizer=torch.optim.AdamW([g for g in groups if g["params"]]),
+            outer_optimizer=torch.optim.AdamW(groups),
             method=hypergradient_variant(c.variant, c.lr),
             schedule=Schedule(every=c.bilevel_every, steps=c.bilevel_steps, start=c.bilevel_every),
             shared=shared,

@@ -29,7 +29,7 @@ def save_student(
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     about = {"student": name, "width": width, "mean": normalisation.mean, "std": normalisation.std}
-    about |= {"per_image": normalisation.per_image, **facts}
+    about |= {"per_image": normalisation.per_image, "channels": normalisation.channels, **facts}
     content = save(tensors, metadata={"istd": json.dumps(about)})
     write_atomically(path, lambda file: file.write(content))
 
@@ -58,4 +58,5 @@ def load_student(path: Path | str, device: torch.device | str = "cpu") -> Studen
         student.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is no student written by this library ({type(error).__name__}: {error}).") from error
-    return StudentPredictor(student, Normalisation(about["mean"], about["std"], about["per_image"]), device)
+    constants = (about["mean"], about["std"], about["per_image"], about.get("channels", "repeat"))
+    return StudentPredictor(student, Normalisation(*constants), device)

@@ -32,7 +32,7 @@ def predict(
     """Probabilities of one image.
 
     Args:
-        network: normalised `(1, 1, H, W)` -> logits `(1, 1, H, W)`, in eval mode.
+        network: normalised `(1, C, H, W)`, C = 1 or 3 -> logits `(1, 1, H, W)`, in eval mode.
         image: `(H, W)` intensities in [0, 1].
         normalisation: the constants of training.
         stride: H and W are padded to multiples of it.
@@ -41,8 +41,8 @@ def predict(
     Returns:
         `(H, W)` float32 probabilities at the image's own size.
     """
-    mean, std = normalisation.constants(image)
-    x = (torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device) - mean) / std
+    constants = torch.tensor([normalisation.constants(image)], dtype=torch.float32)
+    x = normalisation(torch.from_numpy(np.ascontiguousarray(image))[None, None].float(), constants).to(device)
     logits = network(pad_to_multiple(x, stride))
     height, width = image.shape
     return np.asarray(logits.float().sigmoid()[0, 0, :height, :width].cpu().numpy())

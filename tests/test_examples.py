@@ -137,3 +137,18 @@ def test_the_table_of_runs_gives_mean_and_deviation_over_seeds():
     text = load(Path("benchmarks/table.py")).markdown([run, other])
     assert "| student: plain, alcl x0.5 | 2 | 55.0 +- 7.1 | 60.0 +- 0.0 | 90.0 +- 0.0 | 20.0 +- 0.0 |" in text
     assert "seed 1: 12 s on 2 thread(s)" in text
+
+
+def test_the_hypergradient_benchmark_measures_errors_beside_the_textbook_loop(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = load(Path("benchmarks/hypergradients.py"))
+    rows = module.measure("ridge d=200 n=500 float64", repeats=1)
+    error = {(r["library"], r["method"]): r["error"] for r in rows}
+    assert error["bilevel", "CG to 1e-10"] < 1e-9
+    assert error["bilevel", "dense"] < 1e-12
+    assert error["bilevel", "CG, 20"] == pytest.approx(error["by hand", "CG, 20"], rel=1e-3)
+    assert all(r["ratio"] > 0 for r in rows)
+    (floored,) = [r for r in rows if (r["library"], r["method"]) == ("bilevel", "CG, 20")]
+    assert floored["floor"] > 0
+    text = module.markdown(rows, "how")
+    assert text.count("| bilevel |") == sum(r["library"] == "bilevel" for r in rows)

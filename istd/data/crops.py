@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from istd.data.layouts import Sample
 
 T = TypeVar("T", bound=np.generic)
+LOCAL = 31  # px: the window over which local contrast is defined for small targets, the largest of them 15 px wide
 
 
 class Batch(NamedTuple):
     """A training batch.
 
     Attributes:
-        image: `(B, 1, H, W)` normalised intensities.
+        image: `(B, 1, H, W)` or `(B, 3, H, W)` normalised intensities.
         target: `(B, 1, H, W)` pseudo-mask, 0 or 1.
         samples: `(B,)` positions of the samples in the list that the labels and weights are kept for.
         tokens: `(B, K, N, D)` frozen features for the teacher, or None without one.
@@ -33,30 +34,52 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """`(x - mean) / std`; travels with an exported student.
+    """What a student sees of an image; travels with an exported student.
+
+    `repeat` gives `(x - mean) / std`, which the networks repeat on their three input channels, as published. `contrast`
+    uses those channels: x by the statistics of the training set, x by those of its own image (`(x - m) / s`), and its
+    local contrast `(x - mean of x over 31 x 31 pixels) / s`. The same network, parameters and cost; but a crop then
+    knows how bright its image is, and a target stands out by its contrast whatever the sensor's gain and offset.
 
     Attributes:
         mean: of the training images' pixels.
         std: of the training images' pixels.
-        per_image: use each image's own mean and standard deviation instead. Infrared sensors differ in gain and offset,
-            and contrast, not level, makes a target.
+        per_image: in `repeat`, use each image's own mean and standard deviation instead.
+        channels: `repeat` or `contrast`.
     """
 
     mean: float
     std: float
     per_image: bool = False
+    channels: str = "repeat"
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample], per_image: bool = False) -> "Normalisation":
+    def fit(cls, samples: Sequence[Sample], per_image: bool = False, channels: str = "repeat") -> "Normalisation":
         """Mean and standard deviation over all pixels of the training images."""
         count = sum(s.image.size for s in samples)
         mean = sum(float(s.image.sum(dtype=np.float64)) for s in samples) / count
         variance = sum(float(np.square(s.image - mean).sum(dtype=np.float64)) for s in samples) / count
-        return cls(mean, max(variance**0.5, 1e-3), per_image)
+        return cls(mean, max(variance**0.5, 1e-3), per_image, channels)
 
     def constants(self, image: NDArray[np.float32]) -> tuple[float, float]:
-        """Mean and standard deviation to use for a whole image `(H, W)`."""
-        return (float(image.mean()), max(float(image.std()), 1e-3)) if self.per_image else (self.mean, self.std)
+        """Mean and standard deviation of a whole image `(H, W)`."""
+        return float(image.mean()), max(float(image.std()), 1e-3)
+
+    def __call__(self, images: Tensor, constants: Tensor) -> Tensor:
+        """Normalise images or crops.
+
+        Args:
+            images: `(B, 1, H, W)` intensities in [0, 1].
+            constants: `(B, 2)`, the `constants` of the images they were cut from.
+
+        Returns:
+            `(B, 1, H, W)`, or `(B, 3, H, W)` with `contrast`.
+        """
+        mean, std = constants[:, 0, None, None, None], constants[:, 1, None, None, None]
+        if self.channels == "repeat":
+            return (images - mean) / std if self.per_image else (images - self.mean) / self.std
+        around = F.avg_pool2d(images, LOCAL, stride=1, padding=LOCAL // 2, count_include_pad=False)
+        return torch.cat([(images - self.mean) / self.std, (images - mean) / std, (images - around) / std], dim=1)
 
 
 @dataclass(frozen=True)
@@ -131,8 +154,8 @@ class CropLoader:
     def _batch(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         crops = [self._crop(int(i), rng) for i in indices]
         image = torch.stack([c[0] for c in crops])
-        constants = torch.tensor([self._constants[int(i)] for i in indices])[:, :, None, None, None]
-        normalised = ((image - constants[:, 0]) / constants[:, 1]).to(self.device)
+        constants = torch.tensor([self._constants[int(i)] for i in indices])
+        normalised = self.normalisation(image, constants).to(self.device)
         target = torch.stack([c[1] for c in crops]).to(self.device)
         index = torch.as_tensor(indices)
         tokens = None if self.tokens is None else self.tokens(index, image.to(self.device))

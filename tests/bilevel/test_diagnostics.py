@@ -79,3 +79,19 @@ def test_finite_difference_at_a_stationary_outer_loss_is_zero():
     assert torch.equal(ravel(found.value), torch.zeros(2))
     with pytest.raises(ValueError, match="`radius`"):
         FiniteDifference(0.1, 0.0)
+
+
+def test_an_unsolved_system_and_negative_curvature_stand_in_the_verdict():
+    problem, w, a, batches = logistic_problem()
+    for solver, words in (
+        (bilevel.ConjugateGradient(1, damping=50.0), "was not solved"),
+        (bilevel.ConjugateGradient(50), "negative curvature"),
+    ):
+        check = check_hypergradient(
+            problem, w, a, batches, None, Implicit(solver, warn=False), optimizer=bilevel.sgd(0.3), steps=2
+        )
+        assert words in check.verdict
+        assert check.residual_norm > 0
+    unrolled = bilevel.Unrolled(bilevel.sgd(0.3), 2)
+    check = check_hypergradient(problem, w, a, batches, None, unrolled, optimizer=bilevel.sgd(0.3), steps=2)
+    assert check.residual_norm != check.residual_norm

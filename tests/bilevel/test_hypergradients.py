@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torchopt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bilevel
 from bilevel import (
@@ -294,3 +296,56 @@ def test_bad_input_is_named(change, error, message):
 def test_a_torch_optimizer_is_refused_as_an_inner_rule():
     with pytest.raises(TypeError, match="cannot be"):
         Unrolled(torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1))
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    n=st.integers(1, 6),
+    m=st.integers(1, 4),
+    condition=st.floats(1, 50),
+    seed=st.integers(0, 1000),
+    nested=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_shapes_trees_dtypes_and_conditioning(n, m, condition, seed, nested, dtype):
+    """The quadratic's closed form in float64; errors grow with the condition number times the precision."""
+    case = quadratic(n, m, condition, seed)
+
+    def unwrap(tree):
+        return torch.cat([x.reshape(-1) for x in leaves(tree)]).double()
+
+    def wrap(x):
+        x = x.to(dtype)
+        return {"first": x[:1].reshape(1, 1), "rest": (x[1:],)} if nested else x
+
+    problem = BilevelProblem(
+        lambda w, a, b: case.problem.inner_loss(unwrap(w), unwrap(a), b),
+        lambda w, a, b: case.problem.outer_loss(unwrap(w), unwrap(a), b),
+    )
+    tolerance = 200 * condition * torch.finfo(dtype).eps
+    scale = max(1.0, float(case.exact.norm()))
+    for solver in (ConjugateGradient(20 * n, 1e-12), Dense()):
+        found = hypergradient(problem, wrap(case.inner), wrap(case.outer), [None], None, Implicit(solver, warn=False))
+        assert all(x.dtype == dtype for x in leaves(found.value))
+        assert float((unwrap(found.value) - case.exact).norm()) < tolerance * scale * 10
+
+
+def test_higher_agrees_on_sgd_with_momentum():
+    """An independent implementation, right for SGD (not for Adam: see the module docstring of inner_optimizers)."""
+    higher = pytest.importorskip("higher")
+    problem, w, a, batches = logistic_problem()
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Parameter(w["a"].clone()), torch.nn.Parameter(w["b"].clone())
+
+    net, outer = Net(), {"logit": a["logit"].clone().requires_grad_()}
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+    with higher.innerloop_ctx(net, optimizer) as (functional, inner):
+        for t in range(4):
+            inner.step(problem.inner_loss({"a": functional.a, "b": functional.b}, outer, batches[t % 2]))
+        loss = problem.outer_loss({"a": functional.a, "b": functional.b}, outer, None)
+        theirs = torch.autograd.grad(loss, outer["logit"])[0]
+    ours = hypergradient(problem, w, a, batches, None, Unrolled(OPTIMIZERS["momentum"][1], 4))
+    assert relative(ours.value, {"logit": theirs}) < 1e-12

@@ -9,7 +9,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import bilevel
-from bilevel import BilevelTrainer, Schedule, TrainingDiverged, Unrolled
+from bilevel import (
+    F2SA,
+    MESO,
+    BilevelTrainer,
+    ConjugateGradient,
+    Implicit,
+    Schedule,
+    TrainingDiverged,
+    Unrolled,
+    WarmStart,
+)
 from bilevel.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from bilevel.reweighting import TableWeights, UniformWeights
 
@@ -149,6 +159,52 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop):
     assert second.resume()
     second.fit(6)
     same_state(whole, second)
+
+
+@pytest.mark.parametrize(
+    "make_method",
+    [
+        lambda: Implicit(WarmStart(ConjugateGradient(2, damping=1.0)), warn=False),
+        lambda: MESO(penalty=3.0),
+        lambda: F2SA(bilevel.sgd(0.1), 2, growth=0.5),
+    ],
+    ids=["warm start", "meso", "f2sa"],
+)
+def test_methods_that_remember_resume_exactly_too(tmp_path, make_method):
+    whole = make(method=make_method())
+    whole.fit(6)
+    make(tmp_path, method=make_method()).fit(4)
+    resumed = make(tmp_path, method=make_method())
+    assert resumed.resume()
+    resumed.fit(6)
+    same_state(whole, resumed)
+
+
+def test_inner_variables_that_a_penalty_method_has_moved_are_adopted():
+    trainer = make(method=F2SA(bilevel.sgd(0.1), 2))
+    before = [p.detach().clone() for p in trainer.inner.parameters()]
+    seen = []
+
+    class Watch:
+        def on_outer_step(self, trainer, epoch, step, found):
+            seen.append(found.inner)
+
+    trainer.hooks.append(Watch())
+    batch = next(iter(EpochBatches()))
+    trainer.outer_step([batch], batch)
+    assert all(torch.equal(p, seen[0][name]) for name, p in trainer.inner.named_parameters())
+    assert not all(torch.equal(p, old) for p, old in zip(trainer.inner.parameters(), before, strict=True))
+
+
+def test_a_hypergradient_that_is_not_finite_stops_the_run_before_it_is_applied():
+    def broken(model, weights, batch):
+        return outer_loss(model, weights, batch) * (batch[0].sum() * 0 + float("nan"))
+
+    trainer = make(outer_loss=broken, describe_batch=lambda batch: "number seven")
+    before = [p.detach().clone() for p in trainer.outer.parameters()]
+    with pytest.raises(TrainingDiverged, match=r"outer\['logits'\].*number seven.*no variable was changed"):
+        trainer.fit(2)
+    assert all(torch.equal(x, y) for x, y in zip(before, trainer.outer.parameters(), strict=True))
 
 
 def test_lists_of_batches_are_walked_through_across_outer_phases(tmp_path):

@@ -327,3 +327,30 @@ def test_normalisation_is_fitted_on_the_training_images():
     pixels = np.concatenate([s.image.ravel() for s in samples])
     assert found.mean == pytest.approx(pixels.mean())
     assert found.std == pytest.approx(pixels.std(), rel=1e-5)
+
+
+def test_contrast_channels_hold_the_repeated_one_and_two_that_ignore_gain_and_offset():
+    samples = marked_samples()
+    repeat, contrast = Normalisation.fit(samples), Normalisation.fit(samples, channels="contrast")
+    image = samples[0].image + np.random.default_rng(0).normal(0, 0.05, samples[0].image.shape).astype(np.float32)
+
+    def see(normalisation, x):
+        return normalisation(torch.from_numpy(x)[None, None], torch.tensor([normalisation.constants(x)]))
+
+    one, three = see(repeat, image), see(contrast, image)
+    assert one.shape[1] == 1
+    assert three.shape[1] == 3
+    assert torch.equal(three[:, :1], one)
+    changed = see(contrast, 0.5 * image + 0.2)
+    assert torch.allclose(changed[:, 1:], three[:, 1:], atol=1e-4)
+    assert not torch.allclose(changed[:, :1], three[:, :1], atol=1e-2)
+    assert three[:, 1].mean().abs() < 1e-4  # of a whole image
+
+
+def test_a_crop_is_normalised_by_its_own_image():
+    samples = marked_samples()
+    contrast = Normalisation.fit(samples, channels="contrast")
+    for batch in loader(samples, normalisation=contrast):
+        mean, std = torch.tensor([contrast.constants(samples[i].image) for i in batch.samples]).T
+        raw = batch.image[:, 0] * contrast.std + contrast.mean
+        assert torch.allclose(batch.image[:, 1], (raw - mean[:, None, None]) / std[:, None, None], atol=1e-4)

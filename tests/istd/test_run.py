@@ -81,6 +81,30 @@ def test_the_exported_student_predicts_what_was_scored(finished, scenes):
     assert found == pytest.approx(metrics["student"])
 
 
+def test_the_input_channels_travel_with_the_exported_student(scenes, tmp_path):
+    config = replace(TINY, method="plain", epochs=1, channels="contrast")
+    metrics = run(config, scenes, tmp_path, progress=False)
+    from istd.metrics import evaluate_masks
+
+    predictor = load_student(tmp_path / "student.safetensors")
+    assert predictor.normalisation.channels == "contrast"
+    found = evaluate_masks([(predictor(s.image) > 0.5, s.truth()) for s in scenes.test])
+    assert found == pytest.approx(metrics["student"])
+    with pytest.raises(ValueError, match="repeat, contrast"):
+        replace(TINY, channels="rgb")
+
+
+def test_the_outer_step_on_shared_weights_follows_the_inner_rate(scenes):
+    following, constant = (
+        Experiment(replace(TINY, epochs=2, shared_lr=x), scenes, progress=False) for x in (None, 0.1)
+    )
+    rates = []
+    for experiment in (following, constant):
+        experiment.fit()
+        rates.append(experiment.trainer.outer_optimizer.param_groups[-1]["lr"])
+    assert rates == [pytest.approx(0.1 * 0.01 * TINY.lr), 0.1]  # the cosine ends at 1 % of the peak
+
+
 def test_inference_needs_neither_timm_nor_the_teacher(finished):
     out, _ = finished
     code = f"""

@@ -1,0 +1,162 @@
+"""Time, memory and error of every hypergradient method, beside the peers that are installed.
+
+    python benchmarks/hypergradients.py --out benchmarks/results        (about 15 minutes on two cores)
+    python benchmarks/hypergradients.py --quick --json rows.json        (about 2 minutes)
+
+Each problem runs in a process of its own. `ratio` is wall time over that of T plain `torch.optim` steps, both the
+fastest of interleaved repeats in one process. `floor` is the ratio of what the algorithm cannot avoid: its gradients
+and second-order products, each timed in the same process. `error` is relative to a closed form or to the float64
+unroll. `rss_mb` is the growth of peak resident memory over one call, each in a fresh process. Peers (extra `peers`):
+higher and torchopt where they offer the algorithm; `by hand` is the shortest loop over torch.autograd.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypergradient_problems import PROBLEMS, QUICK
+from timing import timed
+
+from bilevel.checkpoint import write_atomically
+
+
+def measure(name: str, repeats: int) -> list[dict[str, Any]]:
+    """Rows of one problem, in this process."""
+    case = PROBLEMS[name]()
+    calls: dict[Any, Any] = {None: case.plain, **case.calls}
+    times: dict[Any, list[float]] = {key: [] for key in calls}
+    results: dict[Any, Any] = {}
+    for key, call in calls.items():
+        results[key] = call()
+    for _ in range(repeats):
+        for key, call in calls.items():
+            times[key].append(timed(call))
+    unit = min(times[None])
+    truth = None if case.truth is None else case.truth().double()
+    floors = {method: measured() / unit for method, measured in case.floors.items()}
+    rows = []
+    for library, method in case.calls:
+        error = None
+        if truth is not None and method in case.exact:
+            found = results[library, method].double()
+            error = float((found - truth).norm() / truth.norm())
+        seconds_each = times[library, method]
+        rows.append(
+            {
+                "problem": name,
+                "method": method,
+                "library": library,
+                "ratio": min(seconds_each) / unit,
+                "median": sorted(seconds_each)[repeats // 2] / sorted(times[None])[repeats // 2],
+                "milliseconds": 1e3 * min(seconds_each),
+                "error": error,
+                "floor": floors.get(method),
+                "rss_mb": None,
+            }
+        )
+    return rows
+
+
+def memory(name: str, library: str, method: str) -> float:
+    """Growth of the resident peak over one call, in MB, in this (fresh) process."""
+    case = PROBLEMS[name]()
+    case.plain()
+    before = _peak()
+    case.calls[library, method]()
+    return _peak() - before
+
+
+def _peak() -> float:
+    text = Path("/proc/self/status").read_text()
+    line = next(x for x in text.splitlines() if x.startswith("VmHWM"))
+    return float(line.split()[1]) / 1024
+
+
+def _child(*flags: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        subprocess.run([sys.executable, __file__, *flags, "--json", str(out)], check=True)
+        return json.loads(out.read_text())
+
+
+def markdown(rows: list[dict[str, Any]], note: str) -> str:
+    """One table a problem."""
+    lines = ["# Hypergradient methods, measured", "", note, ""]
+    for problem in dict.fromkeys(r["problem"] for r in rows):
+        lines += [f"## {problem}", "", "| method | library | ratio (median) | floor | ms | relative error | RSS MB |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        for r in rows:
+            if r["problem"] == problem:
+                cells = [f"{r['ratio']:.2f} ({r['median']:.2f})", _cell(r["floor"], ".2f"), f"{r['milliseconds']:.1f}"]
+                cells += [_cell(r["error"], ".1e"), _cell(r["rss_mb"], ".0f")]
+                lines.append(f"| {r['method']} | {r['library']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, how: str) -> str:
+    return "" if value is None else "NaN" if value != value else format(value, how)
+
+
+def main() -> int:
+    """Run all problems, each in its own process, and write rows and tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="four problems, few repeats, no memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write hypergradients.md and hypergradients.json here")
+    parser.add_argument("--problem", choices=list(PROBLEMS), help="this problem alone, in this process")
+    parser.add_argument("--memory-of", nargs=2, metavar=("LIBRARY", "METHOD"), help="with --problem: peak memory alone")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if args.problem:
+        rows: Any
+        if args.memory_of:
+            rows = memory(args.problem, *args.memory_of)
+        else:
+            rows = measure(args.problem, args.repeats)
+        if args.json:
+            args.json.write_text(json.dumps(rows))
+        return 0
+    rows = []
+    repeats = str(min(args.repeats, 3) if args.quick else args.repeats)
+    for name in QUICK if args.quick else PROBLEMS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        found = _child("--problem", name, "--repeats", repeats, "--threads", str(args.threads))
+        if not args.quick and name.startswith("digits"):
+            for row in found:
+                flags = ("--problem", name, "--memory-of", row["library"], row["method"])
+                row["rss_mb"] = _child(*flags, "--threads", str(args.threads))
+        rows += found
+    note = (
+        f"`python benchmarks/hypergradients.py{' --quick' if args.quick else ' --out benchmarks/results'}`, torch "
+        f"{torch.__version__.split('+')[0]}, {args.threads} CPU threads. Ratio: time over that of T plain torch.optim "
+        "steps in the same process, fastest (median) of interleaved repeats; differences under 15 % are ties."
+    )
+    text = markdown(rows, note)
+    print(text)
+    for path, content in (
+        (args.json, json.dumps(rows, indent=1)),
+        *(
+            ((args.out / "hypergradients.md", text), (args.out / "hypergradients.json", json.dumps(rows, indent=1)))
+            if args.out
+            else ()
+        ),
+    ):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file, c=content: file.write(c.encode()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What a benchmark case is, and how it is timed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Case:
+    """One problem: what is timed, against which truth, and beside which floor.
+
+    Attributes:
+        plain: T plain optimizer steps, the unit of time.
+        calls: by `(library, method)`, a function that returns the hypergradient (or None where there is no truth).
+        truth: computes the exact hypergradient; a function, so that it leaves no trace in a measurement of memory.
+        floors: by method, seconds that cannot be avoided, measured when asked.
+        exact: the methods whose error is measured against it.
+    """
+
+    plain: Call
+    calls: dict[tuple[str, str], Call]
+    truth: Callable[[], Tensor] | None = None
+    floors: dict[str, Callable[[], float]] = field(default_factory=dict)
+    exact: frozenset[str] = frozenset()
+
+
+def seconds(call: Call, repeats: int = 5) -> float:
+    """Fastest of a few runs."""
+    call()
+    return min(timed(call) for _ in range(repeats))
+
+
+def timed(call: Call) -> float:
+    """Seconds of one run."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
