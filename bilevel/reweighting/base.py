@@ -10,10 +10,10 @@ BOUND = math.log(2.0)
 
 
 class SampleWeights(Protocol):
-    """Maps the identities of a batch's samples to weights with mean one over the batch."""
+    """Maps the identities of a batch's samples, or their losses, to weights with mean one over the batch."""
 
-    def __call__(self, indices: Tensor) -> Tensor:
-        """`(B,)` integer sample indices -> `(B,)` weights."""
+    def __call__(self, indices: Tensor, losses: Tensor) -> Tensor:
+        """`(B,)` integer sample indices and `(B,)` losses -> `(B,)` weights."""
         ...
 
 

@@ -45,7 +45,7 @@ class TableWeights(nn.Module):
         """One logit for each of `n` samples."""
         return cls(torch.arange(n), bound)
 
-    def forward(self, indices: Tensor) -> Tensor:
+    def forward(self, indices: Tensor, losses: Tensor | None = None) -> Tensor:
         """`(B,)` sample indices -> `(B,)` weights of mean one."""
         return bounded_weights(self.logits[self.groups[indices]], self.bound)
 
