@@ -28,7 +28,8 @@ class LossNetworkWeights(nn.Module):
 
     def forward(self, indices: Tensor, losses: Tensor) -> Tensor:
         """`(B,)` sample indices and losses -> `(B,)` weights of mean one."""
-        raw = self.net(losses.detach()[:, None].to(self.net[0].weight.dtype))[:, 0].sigmoid()
+        own = next(self.net.parameters()).dtype
+        raw = torch.sigmoid(self.net(losses.detach()[:, None].to(own))[:, 0])
         return (raw / raw.mean()).to(losses.dtype)
 
 
@@ -70,7 +71,8 @@ def _seeded_network(inputs: int, hidden: int, seed: int) -> nn.Sequential:
     """Two layers whose output starts at zero: uniform training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-    nn.init.zeros_(net[2].weight)
-    nn.init.zeros_(net[2].bias)
+        last = nn.Linear(hidden, 1)
+        net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), last)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
     return net

@@ -12,8 +12,8 @@ class OnlineWeights(nn.Module):
     With sample weights e, one descent step from e = 0 gives w(e) = w - lr sum_i e_i grad l_i, so that
     `-dF(w(e))/de_i = lr <grad l_i, grad F>` at e = 0: the one-step unrolled hypergradient. All inner products come from
     one pass: with c = 1, `d/dc_i <grad(sum_j c_j l_j), grad F>`. Where no sample agrees with F, all weights are zero
-    and the step is skipped, as published. Cost: about three plain steps; no outer variables, no memory. It fails where one
-    clean batch says little about one training batch: the weights are as noisy as both.
+    and the step is skipped, as published. Cost: about three plain steps; no outer variables, no memory. It fails where
+    one clean batch says little about one training batch: the weights are as noisy as both.
 
     Args:
         outer_loss: returns F as a 0-d tensor at the current parameters, on a clean batch of its choice.
