@@ -30,6 +30,14 @@ def test_learned_weights_beat_uniform_ones_on_noisy_labels():
     assert learned > example.train(0, example.UniformWeights()) + 0.05
 
 
+def test_learned_weights_tell_careful_annotators_from_guessers():
+    """Seed 0 of the example; on 737 test images two standard deviations of an accuracy are below 0.03."""
+    example = load(Path("examples/noisy_annotators.py"))
+    learned, weights = example.train(0, learned=True)
+    assert learned > example.train(0, learned=False)[0] + 0.02
+    assert float(weights[:3].min()) > 2 * float(weights[3:].max())
+
+
 def test_the_fifteen_lines_of_the_readme_run():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     (code,) = [b for b in blocks if "BilevelTrainer" in b]

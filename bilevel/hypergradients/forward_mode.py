@@ -12,12 +12,10 @@ from bilevel.hypergradients.base import assemble, checked_batches, outer_gradien
 from bilevel.hypergradients.inner_steps import (
     Point,
     Start,
-    StepFacts,
     check_optimizer,
     check_steps,
     starting_point,
 )
-from bilevel.hypergradients.unrolled import unroll_stats
 from bilevel.inner_optimizers import OptimizerLike, apply_updates, bind
 from bilevel.problem import BilevelProblem, evaluate
 from bilevel.products import directional_derivative
@@ -92,8 +90,8 @@ class ForwardUnrolled:
         assert isinstance(columns, Tensor)
         parts = torch.split(columns, [x.numel() for x in a])
         indirect = rebuild(outer, [p.reshape(x.shape).to(x.dtype) for p, x in zip(parts, a, strict=True)])
-        facts = StepFacts(values[-2], values[-1])
-        return assemble(outer_part, indirect, unroll_stats("forward", self.steps, facts) | {"tangents": count})
+        stats = {"method": "forward", "steps": self.steps, "tangents": count}
+        return assemble(outer_part, indirect, stats | {"inner_loss": values[-2], "inner_gradient_norm": values[-1]})
 
     def _first(
         self, inner: Tree, outer: Tree, begin: Point, a: list[Tensor], along: list[Tensor]

@@ -21,10 +21,19 @@ class Point(NamedTuple):
 
 
 class StepFacts(NamedTuple):
-    """What a step saw: the inner loss and the norm of its gradient, as 0-d tensors."""
+    """What a step saw: the inner loss and its gradient."""
 
     loss: Tensor
-    gradient_norm: Tensor
+    gradient: Tree
+
+    def stats(self, method: str, steps: int, lead: int) -> dict[str, Any]:
+        """The record of an unroll whose last step saw this."""
+        return {
+            "method": method,
+            "steps": steps,
+            "inner_loss": self.loss.detach(),
+            "inner_gradient_norm": norm(detach(self.gradient), lead),
+        }
 
 
 Start = Callable[[Tree, Tree], Tree]
@@ -99,8 +108,7 @@ def inner_step(
             "The `optimizer` is not differentiable: its updates do not depend on the gradients (is there a no_grad or "
             "a detach in `update`?)."
         )
-    facts = StepFacts(loss.detach(), norm([g.detach() for g in leaves(grads)], problem.lead))
-    return Point(apply_updates(point.inner, updates), state), facts
+    return Point(apply_updates(point.inner, updates), state), StepFacts(loss, grads)
 
 
 def run_plain(

@@ -24,12 +24,11 @@ from bilevel.hypergradients.inner_steps import (
     tensors_of,
     zero_cotangents,
 )
-from bilevel.hypergradients.unrolled import unroll_stats
 from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
 from bilevel.problem import BilevelProblem, evaluate
 from bilevel.products import reverse_over_forward, reverse_over_reverse
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, norm, rebuild, vector_jacobian, zeros_like
+from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, rebuild, vector_jacobian, zeros_like
 
 Products = Callable[..., tuple[Tree, Tree]]
 PRODUCTS: dict[str, Products] = {"reverse": reverse_over_reverse, "forward": reverse_over_forward}
@@ -93,7 +92,7 @@ class RecomputedUnrolled:
         if self.start is not None:
             indirect = add(indirect, vector_jacobian(beginning.inner, a, rebuild(inner, cotangents)))
         assert sweep.facts is not None
-        return assemble(outer_part, indirect, unroll_stats("recomputed", self.steps, sweep.facts))
+        return assemble(outer_part, indirect, sweep.facts.stats("recomputed", self.steps, problem.lead))
 
     def _choice(self, problem: BilevelProblem) -> "Products | _Trial":
         if self.products != "auto":
@@ -131,7 +130,7 @@ class _Sweep:
             for block, g in zip(self.history, leaves(grads), strict=True):
                 block[t] = g
             if t == self.steps - 1:
-                self.facts = StepFacts(loss.detach(), norm(grads, self.problem.lead))
+                self.facts = StepFacts(loss, grads)
             point = self._advance(rule, point, grads)
         return point
 

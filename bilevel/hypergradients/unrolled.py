@@ -163,14 +163,14 @@ class CheckpointedUnrolled:
             with random.pop().replayed():
                 for t in range(start, min(start + every, self.steps)):
                     end, seen = inner_step(problem, rule, end, a, batches[t % len(batches)], create_graph=True)
-            facts = facts or seen
+            facts = facts or StepFacts(seen.loss.detach(), detach(seen.gradient))
             cotangents, part = _pull_back(end, begin, a, cotangents)
             indirect = add_into(indirect, part)
         if self.start is not None:
             at_start = rebuild(inner, cotangents[: len(leaves(inner))])
             indirect = add(indirect, vector_jacobian(beginning.inner, a, at_start))
         assert facts is not None
-        return assemble(outer_part, indirect, unroll_stats("checkpointed", self.steps, facts) | {"every": every})
+        return assemble(outer_part, indirect, facts.stats("checkpointed", self.steps, problem.lead) | {"every": every})
 
 
 def _pull_back(end: Point, begin: Point, outer: Tree, cotangents: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -200,14 +200,4 @@ def _reverse(
     outer_part = outer_gradients(problem, detach(point.inner), outer, outer_batch)
     indirect = vector_jacobian(point.inner, outer, outer_part.inner)
     name = "truncated" if kept.start else "unrolled"
-    return assemble(outer_part, indirect, unroll_stats(name, kept.stop, facts) | {"differentiated": len(kept)})
-
-
-def unroll_stats(method: str, steps: int, facts: StepFacts) -> dict[str, Any]:
-    """Facts that every unroll reports: those of its last inner step."""
-    return {
-        "method": method,
-        "steps": steps,
-        "inner_loss": facts.loss,
-        "inner_gradient_norm": facts.gradient_norm,
-    }
+    return assemble(outer_part, indirect, facts.stats(name, kept.stop, problem.lead) | {"differentiated": len(kept)})
