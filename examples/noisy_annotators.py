@@ -2,9 +2,9 @@
 
     python examples/noisy_annotators.py
 
-Digits of scikit-learn. 1000 training images, each labelled by two of ten annotators; three annotators are careful, seven
-are right in one case of four. 60 images carry trusted labels. The outer variables are ten logits, one per annotator:
-the outer objective, the loss on the trusted images, says whom to believe.
+Digits of scikit-learn. 1000 training images, each labelled by two of ten annotators; three annotators are careful,
+seven are right in one case of four. 60 images carry trusted labels. The outer variables are ten logits, one per
+annotator: the outer objective, the loss on the trusted images, says whom to believe.
 """
 
 import numpy as np
