@@ -160,3 +160,29 @@ def test_the_hypergradient_benchmark_measures_errors_beside_the_textbook_loop(mo
     assert floored["floor"] > 0
     text = module.markdown(rows, "how")
     assert text.count("| bilevel |") == sum(r["library"] == "bilevel" for r in rows)
+
+
+def test_the_reweighting_benchmark_tells_right_labels_from_wrong_ones(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = load(Path("benchmarks/reweighting.py"))
+    task = "digits, 40 % symmetric"
+    rows = module.measure([task], ["uniform", "per sample", "L2RW", "small loss"], seeds=1, epochs=6)
+    found = {r["strategy"]: r for r in rows}
+    assert found["uniform"]["auroc"] == 0.5
+    assert found["per sample"]["auroc"] > 0.7
+    text = module.markdown(rows, "how")
+    assert "| per sample |" in text
+    module.draw(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_corrupted_tasks_are_corrupted_as_they_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tasks = load(Path("benchmarks/noisy_tasks.py")).TASKS
+    rates = {name: 1 - float(make(0).right.float().mean()) for name, make in tasks.items()}
+    for name, rate in rates.items():
+        wanted = 0.0 if "imbalance" in name else int(re.search(r"(\d+) %", name)[1]) / 100
+        assert rate == pytest.approx(wanted, abs=0.12), name
+    given = tasks["digits, imbalance 1:100"](0).given.bincount()
+    assert int(given[:5].min()) > 20 * int(given[5:].max())
+    assert torch.equal(tasks["wine, 40 % symmetric"](3).given, tasks["wine, 40 % symmetric"](3).given)
