@@ -146,7 +146,7 @@ def digits(rule: str, steps: int) -> Case:
         ("bilevel", "full unroll"): ours(Unrolled(ours_rule, steps)),
         ("bilevel", "recomputed"): ours(RecomputedUnrolled(ours_rule, steps)),
         ("bilevel", "checkpointed"): ours(CheckpointedUnrolled(ours_rule, steps)),
-        ("bilevel", "truncated, last 5"): ours(TruncatedUnrolled(ours_rule, steps, 5)),
+        ("bilevel", "truncated, last 5"): ours(TruncatedUnrolled(ours_rule, steps, min(5, steps))),
         ("bilevel", "CG, 20"): implicit(Implicit(solve, warn=False)),
         ("bilevel", "Neumann, 20"): implicit(Implicit(Neumann(20, 0.1), warn=False)),
         ("by hand", "CG, 20"): cg,

@@ -6,8 +6,9 @@
 Each problem runs in a process of its own. `ratio` is wall time over that of T plain `torch.optim` steps, both the
 fastest of interleaved repeats in one process. `floor` is the ratio of what the algorithm cannot avoid: its gradients
 and second-order products, each timed in the same process. `error` is relative to a closed form or to the float64
-unroll. `rss_mb` is the growth of peak resident memory over one call, each in a fresh process. Peers (extra `peers`):
-higher and torchopt where they offer the algorithm; `by hand` is the shortest loop over torch.autograd.
+unroll. `rss_mb` is the growth of peak resident memory over one call, each in a fresh process that has loaded all code
+by a call with T=2. Peers (extra `peers`): higher and torchopt where they offer the algorithm; `by hand` is the shortest
+loop over torch.autograd.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hyper_cleaning import digits
 from hypergradient_problems import PROBLEMS, QUICK
 from timing import timed
 
@@ -65,8 +67,10 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def memory(name: str, library: str, method: str) -> float:
-    """Growth of the resident peak over one call, in MB, in this (fresh) process."""
-    case = PROBLEMS[name]()
+    """Growth of the resident peak over one call, in MB, in this (fresh) process, once all code is loaded."""
+    _, rule, steps = name.split(", ")
+    digits(rule, 2).calls[library, method]()  # first use loads some 20 MB of code, whatever the method
+    case = digits(rule, int(steps.removeprefix("T=")))
     case.plain()
     before = _peak()
     case.calls[library, method]()
