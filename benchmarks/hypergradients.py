@@ -14,6 +14,7 @@ loop over torch.autograd.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="four problems, few repeats, no memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write hypergradients.md and hypergradients.json here")
+    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), help="these problems; default: all")
     parser.add_argument("--problem", choices=list(PROBLEMS), help="this problem alone, in this process")
     parser.add_argument("--memory-of", nargs=2, metavar=("LIBRARY", "METHOD"), help="with --problem: peak memory alone")
     parser.add_argument("--repeats", type=int, default=7)
@@ -133,7 +135,7 @@ def main() -> int:
         return 0
     rows = []
     repeats = str(min(args.repeats, 3) if args.quick else args.repeats)
-    for name in QUICK if args.quick else PROBLEMS:
+    for name in args.problems or (QUICK if args.quick else PROBLEMS):
         print(f"{name} ...", file=sys.stderr, flush=True)
         found = _child("--problem", name, "--repeats", repeats, "--threads", str(args.threads))
         if not args.quick and name.startswith("digits"):
@@ -142,7 +144,7 @@ def main() -> int:
                 row["rss_mb"] = _child(*flags, "--threads", str(args.threads))
         rows += found
     note = (
-        f"`python benchmarks/hypergradients.py{' --quick' if args.quick else ' --out benchmarks/results'}`, torch "
+        f"`python benchmarks/hypergradients.py {shlex.join(sys.argv[1:])}`, torch "
         f"{torch.__version__.split('+')[0]}, {args.threads} CPU threads. Ratio: time over that of T plain torch.optim "
         "steps in the same process, fastest (median) of interleaved repeats; differences under 15 % are ties."
     )
