@@ -1,7 +1,7 @@
 """Time, memory and error of every hypergradient method, beside the peers that are installed.
 
-    python benchmarks/hypergradients.py --out benchmarks/results        (about 15 minutes on two cores)
-    python benchmarks/hypergradients.py --quick --json rows.json        (about 2 minutes)
+    python benchmarks/hypergradients.py --out benchmarks/results
+    python benchmarks/hypergradients.py --quick --json rows.json   (four problems, few repeats)
 
 Each problem runs in a process of its own. `ratio` is wall time over that of T plain `torch.optim` steps, both the
 fastest of interleaved repeats in one process. `floor` is the ratio of what the algorithm cannot avoid: its gradients

@@ -1,7 +1,7 @@
 """Strategies of sample weights, beside each other, on tasks whose wrong labels are known.
 
-    python benchmarks/reweighting.py --out benchmarks/results      (under 30 minutes on two cores)
-    python benchmarks/reweighting.py --quick --json rows.json      (under 2 minutes)
+    python benchmarks/reweighting.py --out benchmarks/results
+    python benchmarks/reweighting.py --quick --json rows.json   (two tasks, two seeds)
 
 Every strategy trains the same network for the same number of steps. `score` is the balanced accuracy on the test set in
 percent, `auroc` how well the final weights separate right from wrong labels (0.5: not at all), `seconds_ratio` the time

@@ -120,8 +120,8 @@ def adam(
 
     At v = 0, where every gradient so far was zero, the update is 0 and its derivative with respect to v is taken as 0
     (the limit along v = (1 - b2) g^2, g -> 0, since m vanishes with g); elsewhere nothing is added under the root.
-    Moments and update are computed in float64 where the device has it (elementwise, so the cost is small): in float32
-    the adjoint loses three digits within 50 steps.
+    Moments and update are computed in float64 where the device has it (elementwise, so the cost is small), because in
+    float32 the adjoint of m / sqrt(v) cancels.
 
     Source: Kingma and Ba (2015), algorithm 1.
     """

@@ -67,20 +67,20 @@ class PredictionCurvature:
             # J v by differentiating J'u, which is linear in u: reverse mode twice, and no forward-mode rule needed.
             u = torch.zeros_like(z).requires_grad_(True)
             pulled = torch.autograd.grad(z, leaves(inner), u, create_graph=True, allow_unused=True, retain_graph=True)
-            self._parts.append((z, variable, slope, u, [p for p in pulled], len(parts)))
+            self._parts.append((z, variable, slope, u, pulled))
 
     def product(self, vector: Tensor) -> Tensor:
         """`G v`, `(n,) -> (n,)`."""
         parts = leaves(unravel(vector, self._inner))
         total = torch.zeros_like(vector)
-        for z, variable, slope, u, pulled, count in self._parts:
+        for z, variable, slope, u, pulled in self._parts:
             pairs = [(p, v) for p, v in zip(pulled, parts, strict=True) if p is not None]
             ys, vs = zip(*pairs, strict=True)
             forward = torch.autograd.grad(ys, u, vs, retain_graph=True)[0]
             bent = vector_jacobian([slope], [variable], [forward], retain_graph=True)
             back = vector_jacobian([z], self._inner, bent, retain_graph=True)
-            total = total + ravel(back) / count
-        return total
+            total = total + ravel(back)
+        return total / len(self._parts)
 
 
 def reverse_over_reverse(loss: InnerLoss, inner: Tree, outer: Tree, vector: Tree) -> tuple[Tree, Tree]:

@@ -202,10 +202,7 @@ class BilevelTrainer:
         for step, outer_batch in enumerate(outer_batches):
             losses.append(self.outer_step(inner_batches[step * n : (step + 1) * n], outer_batch, epoch, step))
         self._outer_taken += k
-        loss = float(torch.stack(losses).mean())
-        if loss != loss or abs(loss) == float("inf"):
-            raise TrainingDiverged(f"The outer loss is {loss} in epoch {epoch}; lower the outer learning rate.")
-        return {"outer_loss": loss}
+        return {"outer_loss": float(torch.stack(losses).mean())}
 
     def outer_step(self, inner_batches: Sequence[Any], outer_batch: Any, epoch: int = 0, step: int = 0) -> Tensor:
         """Make one outer step on the given batches and return the outer loss before it."""

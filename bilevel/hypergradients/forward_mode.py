@@ -147,13 +147,8 @@ def _push(function: Any, values: list[Tensor], tangents: list[Tensor]) -> tuple[
 def _basis(a: list[Tensor]) -> list[Tensor]:
     """One tangent per outer number, `(m, *shape)` for every leaf."""
     sizes = [x.numel() for x in a]
-    count, done, out = sum(sizes), 0, []
-    for x, size in zip(a, sizes, strict=True):
-        block = torch.zeros(count, size, dtype=x.dtype, device=x.device)
-        block[done : done + size] = torch.eye(size, dtype=x.dtype, device=x.device)
-        out.append(block.reshape(count, *x.shape))
-        done += size
-    return out
+    blocks = torch.split(torch.eye(sum(sizes), device=a[0].device), sizes, dim=1)
+    return [block.to(x.dtype).reshape(-1, *x.shape) for block, x in zip(blocks, a, strict=True)]
 
 
 def _is_variable(x: Any) -> bool:

@@ -6,13 +6,13 @@ to inner variables of their own, which stand in `Hypergradient.inner`. `BilevelT
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import checked_batches
+from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
 from bilevel.hypergradients.inner_steps import check_optimizer, check_steps, run_plain, starting_point
 from bilevel.inner_optimizers import OptimizerLike
 from bilevel.problem import BilevelProblem, evaluate, mean_inner_loss
@@ -88,16 +88,12 @@ class F2SA(_Remembering):
             # Divided by 1 + l: the minimiser stays, and one step size serves every l.
             return (problem.outer_loss(w, a, outer_batch) + weight * problem.inner_loss(w, a, batch)) / (1 + weight)
 
-        y = self._minimise(BilevelProblem(penalised, problem.outer_loss, problem.lead), inner, outer, batches)
-        z = self._minimise(problem, inner, outer, batches)
+        both = BilevelProblem(penalised, problem.outer_loss, problem.lead)
+        y, z = (_descend(self.optimizer, self.steps, p, inner, outer, batches) for p in (both, problem))
         gap = subtract(_outer_slope(problem, y, outer, batches), _outer_slope(problem, z, outer, batches))
         self.memory.calls += 1
         stats = {"method": "f2sa", "penalty": weight, "steps": self.steps}
         return _penalised(problem, y, outer, outer_batch, scale(weight, gap), stats)
-
-    def _minimise(self, problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tree:
-        point = starting_point(self.optimizer, inner, detach(outer))
-        return detach(run_plain(problem, self.optimizer, point, outer, batches, range(self.steps)).inner)
 
 
 @dataclass(frozen=True)
@@ -132,32 +128,22 @@ class BOME:
     ) -> Hypergradient:
         """Look ahead, then weigh both gradients; see the class."""
         batches = checked_batches(inner, outer, inner_batches)
-        point = starting_point(self.optimizer, inner, detach(outer))
-        ahead = detach(run_plain(problem, self.optimizer, point, outer, batches, range(self.steps)).inner)
+        ahead = _descend(self.optimizer, self.steps, problem, inner, outer, batches)
         w, a = as_variables(inner), as_variables(outer)
         here = mean_inner_loss(problem, w, a, batches)
         q_w, q_a = gradient(here, (w, a))
         q_a = subtract(q_a, _outer_slope(problem, ahead, outer, batches))
-        loss = evaluate(problem, "outer_loss", w, a, outer_batch)
-        f_w, f_a = gradient(loss, (w, a))
+        outer_part = outer_gradients(problem, inner, outer, outer_batch)
         lead = problem.lead
         squared = dot(q_w, q_w, lead) + dot(q_a, q_a, lead)
-        along = dot(f_w, q_w, lead) + dot(f_a, q_a, lead)
+        along = dot(outer_part.inner, q_w, lead) + dot(outer_part.direct, q_a, lead)
         flat = squared <= torch.finfo(squared.dtype).tiny
         needed = self.control - along / torch.where(flat, torch.ones_like(squared), squared)
         weight = torch.where(flat, torch.zeros_like(squared), needed.clamp(min=0))
-        indirect = scale(weight, q_a)
-        move = add(f_w, scale(weight, q_w))
+        move = add(outer_part.inner, scale(weight, q_w))
         stats = {"method": "bome", "multiplier": weight, "steps": self.steps, "inner_loss": here.detach()}
-        return Hypergradient(
-            value=add(f_a, indirect),
-            direct=f_a,
-            indirect=indirect,
-            inner_gradient=f_w,
-            outer_loss=loss.detach(),
-            stats=stats | {"inner_gradient_norm": norm(q_w, lead)},
-            inner=subtract(inner, scale(self.step_size, move)) if self.step_size else None,
-        )
+        found = assemble(outer_part, scale(weight, q_a), stats | {"inner_gradient_norm": norm(q_w, lead)})
+        return replace(found, inner=subtract(inner, scale(self.step_size, move))) if self.step_size else found
 
 
 @dataclass(frozen=True)
@@ -222,10 +208,15 @@ def _penalised(
     problem: BilevelProblem, inner: Tree, outer: Tree, outer_batch: Any, indirect: Tree, stats: dict[str, Any]
 ) -> Hypergradient:
     """The record of a method whose inner variables are its own."""
-    w, a = as_variables(inner), as_variables(outer)
-    loss = evaluate(problem, "outer_loss", w, a, outer_batch)
-    f_w, direct = gradient(loss, (w, a))
-    return Hypergradient(add(direct, indirect), direct, indirect, f_w, loss.detach(), stats, inner)
+    return replace(assemble(outer_gradients(problem, inner, outer, outer_batch), indirect, stats), inner=inner)
+
+
+def _descend(
+    optimizer: OptimizerLike, steps: int, problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]
+) -> Tree:
+    """The inner variables after plain steps from `inner`, as constants."""
+    point = starting_point(optimizer, inner, detach(outer))
+    return detach(run_plain(problem, optimizer, point, outer, batches, range(steps)).inner)
 
 
 def _outer_slope(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tree:

@@ -1,6 +1,7 @@
 """The contract of a linear solver: a product with H in, a `SolveResult` out. It never sees a loss."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -37,12 +38,29 @@ def require_one_system(b: Tensor, name: str) -> None:
         )
 
 
-def check_iteration(max_iter: int, rtol: float, atol: float, damping: float) -> None:
-    """Raise unless the settings of an iterative solver make sense."""
-    if max_iter < 1:
-        raise ValueError(f"`max_iter` must be at least 1, got {max_iter}.")
-    if min(rtol, atol, damping) < 0:
-        raise ValueError(f"`rtol`, `atol` and `damping` must not be negative, got {rtol}, {atol}, {damping}.")
+@dataclass(frozen=True)
+class KrylovSolver:
+    """Settings that the Krylov methods share.
+
+    Attributes:
+        max_iter: most products with H; at least 1.
+        rtol: stop when the residual is at most max(rtol * |b|, atol).
+        atol: absolute tolerance.
+        damping: added to the diagonal of H for the whole solve; the solution is that of the damped system.
+    """
+
+    max_iter: int = 20
+    rtol: float = 1e-10
+    atol: float = 0.0
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_iter < 1:
+            raise ValueError(f"`max_iter` must be at least 1, got {self.max_iter}.")
+        if min(self.rtol, self.atol, self.damping) < 0:
+            raise ValueError(
+                f"`rtol`, `atol` and `damping` must not be negative, got {self.rtol}, {self.atol}, {self.damping}."
+            )
 
 
 def finish(

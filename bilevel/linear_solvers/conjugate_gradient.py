@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, check_iteration, finish, inner
+from bilevel.linear_solvers.base import KrylovSolver, MatVec, finish, inner
 from bilevel.results import SolveResult
 
 
 @dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(KrylovSolver):
     """Solve (H + damping I) v = b by conjugate gradients; exact in n steps for a positive definite n x n matrix.
 
     v_{k+1} = v_k + s p_k, r_{k+1} = r_k - s H p_k, s = r_k'r_k / p_k'H p_k,
@@ -21,22 +21,10 @@ class ConjugateGradient:
     the result says `converged = False` with a negative or zero `minimum_curvature`. Systems side by side
     (`b` of shape `(problems, n)`) have their own step sizes and stop one by one.
 
-    Attributes:
-        max_iter: most products with H; at least 1.
-        rtol: stop when |r| <= max(rtol * |b|, atol).
-        atol: absolute tolerance.
-        damping: added to the diagonal of H for the whole solve; the solution is that of the damped system.
+    Settings: see `KrylovSolver`.
 
     Source: Hestenes and Stiefel (1952); for hypergradients Pedregosa (2016).
     """
-
-    max_iter: int = 20
-    rtol: float = 1e-10
-    atol: float = 0.0
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_iteration(self.max_iter, self.rtol, self.atol, self.damping)
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Solve for `b` of shape `(n,)` or `(problems, n)`."""

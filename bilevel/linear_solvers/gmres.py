@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, check_iteration, finish, require_one_system
+from bilevel.linear_solvers.base import KrylovSolver, MatVec, finish, require_one_system
 from bilevel.results import SolveResult
 
 
 @dataclass(frozen=True)
-class GMRES:
+class GMRES(KrylovSolver):
     """Minimise |(H + damping I) v - b| over the Krylov space of b; exact in n steps for any regular matrix.
 
     Arnoldi with two passes of Gram-Schmidt builds an orthonormal basis Q and H Q_k = Q_{k+1} T_k; v = Q_k y with y the
@@ -18,22 +18,10 @@ class GMRES:
     iterates are those of MINRES; unlike conjugate gradients it needs no positive curvature, but a saddle point of the
     inner loss stays a saddle point: look at `minimum_curvature`.
 
-    Attributes:
-        max_iter: most products with H.
-        rtol: stop when the residual is at most max(rtol * |b|, atol).
-        atol: absolute tolerance.
-        damping: added to the diagonal.
+    Settings: see `KrylovSolver`.
 
     Source: Saad and Schultz (1986); Paige and Saunders (1975) for the symmetric case.
     """
-
-    max_iter: int = 20
-    rtol: float = 1e-10
-    atol: float = 0.0
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_iteration(self.max_iter, self.rtol, self.atol, self.damping)
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Solve for `b` of shape `(n,)`."""

@@ -5,34 +5,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, check_iteration, finish, require_one_system
+from bilevel.linear_solvers.base import KrylovSolver, MatVec, finish, require_one_system
 from bilevel.results import SolveResult
 
 
 @dataclass(frozen=True)
-class MINRES:
+class MINRES(KrylovSolver):
     """Minimise |(H + damping I) v - b| over the Krylov space of b for symmetric H, by a three-term recurrence.
 
     The Lanczos process gives orthonormal q_k and a tridiagonal T with H Q_k = Q_{k+1} T_k; Givens rotations keep the
     QR factors of T_k, and v_k = v_{k-1} + t_k d_k with d_k from the last two directions. Five vectors, whatever the
     number of steps. The same iterates as `GMRES` in exact arithmetic; GMRES keeps more digits over long runs.
 
-    Attributes:
-        max_iter: most products with H.
-        rtol: stop when the residual is at most max(rtol * |b|, atol).
-        atol: absolute tolerance.
-        damping: added to the diagonal.
+    Settings: see `KrylovSolver`.
 
     Source: Paige and Saunders (1975).
     """
-
-    max_iter: int = 20
-    rtol: float = 1e-10
-    atol: float = 0.0
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_iteration(self.max_iter, self.rtol, self.atol, self.damping)
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Solve for `b` of shape `(n,)`."""
