@@ -152,30 +152,46 @@ def _adam(
         return AdamState(moments, zeros_like(moments), 0)
 
     def update(grads: Tree, state: AdamState, *, params: Tree, inplace: bool = False) -> tuple[Tree, AdamState]:
-        grads, w_precise = map_leaves(_precise, grads), map_leaves(_precise, params)
-        g = _effective_gradient(grads, w_precise, 0.0 if decoupled else weight_decay, maximize)
+        decays = isinstance(weight_decay, Tensor) or weight_decay != 0.0
+        w = map_leaves(_precise, params) if decays else params
+        g = _effective_gradient(map_leaves(_precise, grads), w, 0.0 if decoupled else weight_decay, maximize)
         count = state.step + 1
-        mean = map_leaves(lambda m, x: fit(b1, x) * m + (1 - fit(b1, x)) * x, state.mean, g)
-        square = map_leaves(lambda v, x: fit(b2, x) * v + (1 - fit(b2, x)) * x * x, state.square, g)
-        # Python floats (or the caller's tensors) keep the corrections in double precision.
+        mean = map_leaves(lambda m, x: _blend(m, x, b1), state.mean, g)
+        square = map_leaves(lambda v, x: _blend_square(v, x, b2), state.square, g)
+        # Python floats (or the caller's tensors) keep the corrections in double precision. Both go into the scalars:
+        # (m / c1) / (sqrt(v) / c2 + eps) = (c2 / c1) m / (sqrt(v) + c2 eps) saves two passes over the moments.
         mean_correction, square_correction = 1 - b1**count, (1 - b2**count) ** 0.5
+        rate, floor = lr * square_correction / mean_correction, eps * square_correction
 
         def step(m: Tensor, v: Tensor, w: Tensor) -> Tensor:
-            denominator = _safe_sqrt(v) / fit(square_correction, v) + eps
-            out = -fit(lr / mean_correction, m) * m / denominator
-            return out - fit(lr * weight_decay, w) * w if decoupled else out
+            out = m / (_safe_sqrt(v) + fit(floor, v)) * -fit(rate, m)
+            return out - fit(lr * weight_decay, w) * w if decoupled and decays else out
 
-        columns = zip(leaves(mean), leaves(square), leaves(w_precise), leaves(params), strict=True)
+        columns = zip(leaves(mean), leaves(square), leaves(w), leaves(params), strict=True)
         steps = [step(m, v, w).to(original.dtype) for m, v, w, original in columns]
         return rebuild(params, steps), AdamState(mean, square, count)
 
     return InnerOptimizer(init, update)
 
 
+def _blend(m: Tensor, x: Tensor, b: Scalar) -> Tensor:
+    """`b m + (1 - b) x`."""
+    return fit(b, x) * m + (1 - fit(b, x)) * x if isinstance(b, Tensor) else torch.lerp(m, x, 1 - b)
+
+
+def _blend_square(v: Tensor, x: Tensor, b: Scalar) -> Tensor:
+    """`b v + (1 - b) x^2`."""
+    if isinstance(b, Tensor):
+        return fit(b, x) * v + (1 - fit(b, x)) * x * x
+    return torch.addcmul(b * v, x, x, value=1 - b)
+
+
 def _safe_sqrt(v: Tensor) -> Tensor:
-    """sqrt(v), with derivative 0 instead of infinity at v = 0."""
-    zero = v == 0
-    return torch.where(zero, torch.zeros_like(v), torch.where(zero, torch.ones_like(v), v).sqrt())
+    """`sqrt(v)`, with derivative 0 instead of infinity at v = 0.
+
+    There it returns the root of the smallest normal number (1e-154 in float64), which vanishes beside any epsilon.
+    """
+    return v.clamp(min=torch.finfo(v.dtype).tiny).sqrt()
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ def pure_loss(inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> Callable[
 
     def pure(inner_tree: Tree, outer_tree: Tree, batch: Any) -> Tensor:
         values = {f"inner.{name}": value for name, value in inner_tree.items()}
-        values |= {f"outer.{name}": value for name, value in outer_tree.items()}
+        # A nameless outer variable is the trainer's stand-in for an outer module without parameters.
+        values |= {f"outer.{name}": value for name, value in outer_tree.items() if name}
         values |= {name: buffer.detach().clone() for name, buffer in closure.named_buffers()}
         out: Tensor = functional_call(closure, values, (batch,))
         return out

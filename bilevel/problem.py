@@ -71,10 +71,10 @@ def evaluate(problem: BilevelProblem, name: str, inner: Tree, outer: Tree, batch
         return value
     if value.numel() != 1:
         raise ValueError(f"`{name}` returned a tensor of shape {tuple(value.shape)}; reduce it to one number (mean).")
-    return value.reshape(())
+    return value.reshape(()) if value.ndim else value  # a view would be one more node for every product to cross
 
 
 def mean_inner_loss(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tensor:
     """Mean of the inner loss over `batches`: one function for every product with its Hessian."""
     losses = [evaluate(problem, "inner_loss", inner, outer, batch) for batch in batches]
-    return torch.stack(losses).mean(0)
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.tree import Tree, gradient, leaves, ravel, rebuild, unravel, vector_jacobian
+from bilevel.tree import Layout, Tree, differentiate, gradient, leaves, ravel, rebuild, unravel, vector_jacobian
 
 InnerLoss = Callable[[Tree, Tree], Tensor]
 """`f(inner, outer)` at a fixed batch."""
@@ -35,14 +35,21 @@ class InnerCurvature:
     def __init__(self, loss: Tensor, inner: Tree, outer: Tree, lead: int = 0) -> None:
         self._inner, self._outer = inner, outer
         self._gradient = gradient(loss, inner, create_graph=True)
-        self.gradient = ravel(self._gradient, lead).detach()
+        self._layout = Layout(inner, lead)
+        slopes = leaves(self._gradient)
+        self.gradient = self._layout.join([g.detach() for g in slopes])
+        self._live = [i for i, g in enumerate(slopes) if g.requires_grad]  # the others are constant
+        self._slopes = [slopes[i] for i in self._live]
         self.products = 0
 
     def hessian_product(self, vector: Tensor) -> Tensor:
         """`H v`, `(n,) -> (n,)`, with H = d2f/dw2."""
         self.products += 1
-        like = unravel(vector, self._inner)
-        return ravel(vector_jacobian(self._gradient, self._inner, like, retain_graph=True), vector.ndim - 1)
+        if not self._live:
+            return torch.zeros_like(vector)
+        parts = self._layout.split(vector)
+        cotangents = [parts[i] for i in self._live]
+        return self._layout.join(differentiate(self._slopes, self._layout.leaves, cotangents, retain_graph=True))
 
     def mixed_product(self, vector: Tensor) -> Tree:
         """`(d2f / da dw) v`, a tree like the outer variables."""

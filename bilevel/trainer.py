@@ -52,6 +52,8 @@ class BilevelTrainer:
         config: plain data that identifies the run; resuming with another config is refused, naming the difference.
         describe_batch: gives a small object whose `str()` names a batch in the message of `TrainingDiverged`; it is
             kept for some steps and turned into text only on failure.
+        autocast: `torch.bfloat16` evaluates the inner loss of every inner step under `torch.autocast`, on the device of
+            `inner`; variables, optimizer states and all hypergradients keep the parameters' own precision.
         progress: show a progress bar.
 
     Attributes:
@@ -95,6 +97,7 @@ class BilevelTrainer:
         checkpoint: Path | str | None = None,
         config: Mapping[str, Any] | None = None,
         describe_batch: Callable[[Any], object] | None = None,
+        autocast: torch.dtype | None = None,
         progress: bool = True,
     ) -> None:
         self.inner, self.outer = inner, outer
@@ -108,6 +111,12 @@ class BilevelTrainer:
         self.checkpoint = Path(checkpoint) if checkpoint is not None else None
         self.config = dict(config or {})
         self.describe_batch = describe_batch or (lambda batch: "")
+        if autocast not in (None, torch.bfloat16):
+            raise ValueError(
+                f"`autocast` must be None or torch.bfloat16, got {autocast}; float16 needs loss scaling, which would "
+                "hide an inner loss that is not finite."
+            )
+        self.autocast = autocast
         self.epoch = 0
         self.total_epochs = 0
         self.history: list[dict[str, float]] = []
@@ -159,10 +168,12 @@ class BilevelTrainer:
     def _inner_epoch(self, epoch: int) -> dict[str, float]:
         _set_epoch(self.inner_batches, epoch)
         self.inner.train()
+        device = self._inner_parameters[0].device.type
         losses: list[Tensor] = []
         unchecked: list[object] = []
         for step, batch in enumerate(self.inner_batches):
-            loss = self.inner_loss(self.inner, self.outer, batch)
+            with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+                loss = self.inner_loss(self.inner, self.outer, batch)
             self.inner_optimizer.zero_grad(set_to_none=True)
             loss.backward(inputs=self._inner_parameters)  # type: ignore[no-untyped-call]
             self.inner_optimizer.step()

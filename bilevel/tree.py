@@ -77,6 +77,37 @@ def unravel(vector: Tensor, like: Tree) -> Tree:
     return rebuild(like, [p.reshape(x.shape) for p, x in zip(parts, like_leaves, strict=True)])
 
 
+class Layout:
+    """How the leaves of a tree lie in one vector, worked out once for the many products of a linear solve.
+
+    Args:
+        like: tree with the shapes of the leaves.
+        lead: leading dimensions that number independent problems.
+    """
+
+    def __init__(self, like: Tree, lead: int = 0) -> None:
+        self.leaves = leaves(like)
+        self._lead = lead
+        self._shapes = [x.shape for x in self.leaves]
+        self._sizes = [shape[lead:].numel() for shape in self._shapes]
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """`(*lead dimensions, n)` to one tensor per leaf."""
+        if len(self._shapes) == 1:
+            return [vector.reshape(self._shapes[0])]
+        parts = torch.split(vector, self._sizes, dim=-1)
+        return [p.reshape(shape) for p, shape in zip(parts, self._shapes, strict=True)]
+
+    def join(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Inverse of `split`; a missing part is zero."""
+        lead = self._lead
+        flat = [
+            (torch.zeros_like(x) if p is None else p).reshape(*x.shape[:lead], -1)
+            for p, x in zip(parts, self.leaves, strict=True)
+        ]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+
+
 def as_variables(tree: Tree) -> Tree:
     """Detached leaves that require gradients: fresh variables with the values of `tree`."""
     return map_leaves(lambda x: x.detach().requires_grad_(True), tree)
@@ -87,6 +118,25 @@ def detach(tree: Tree) -> Tree:
     return map_leaves(lambda x: x.detach(), tree)
 
 
+def differentiate(
+    outputs: Sequence[Tensor], wanted: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None, **options: bool
+) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad` with None for unused tensors, and a word of advice where a compiled loss stops it.
+
+    Raises:
+        RuntimeError: if a second derivative meets a function that `torch.compile` has compiled.
+    """
+    try:
+        return torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, **options)
+    except RuntimeError as error:
+        if "double backward" in str(error) or "donated buffer" in str(error):
+            raise RuntimeError(
+                "A loss that torch.compile has compiled has no second derivatives. Pass it uncompiled to this method, "
+                "or use a first-order one: FiniteDifference, SAMA, F2SA, BOME, MESO."
+            ) from error
+        raise
+
+
 def gradient(output: Tensor, variables: Tree, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tree:
     """D output / d variables, with zeros (not None) for variables that `output` does not use.
 
@@ -95,12 +145,11 @@ def gradient(output: Tensor, variables: Tree, *, create_graph: bool = False, ret
     wanted = leaves(variables)
     if not output.requires_grad:
         return zeros_like(variables)
-    grads = torch.autograd.grad(
-        output.sum() if output.ndim else output,
+    grads = differentiate(
+        [output.sum() if output.ndim else output],
         wanted,
         create_graph=create_graph,
         retain_graph=create_graph if retain_graph is None else retain_graph,
-        allow_unused=True,
     )
     return rebuild(variables, [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)])
 
@@ -112,7 +161,7 @@ def vector_jacobian(outputs: Tree, variables: Tree, vector: Tree, *, retain_grap
     if not pairs:
         return zeros_like(variables)
     ys, vs = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(ys, wanted, vs, retain_graph=retain_graph, allow_unused=True)
+    grads = differentiate(ys, wanted, vs, retain_graph=retain_graph)
     return rebuild(variables, [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)])
 
 

@@ -115,6 +115,31 @@ def test_uniform_weights_are_an_ordinary_training_loop():
         assert torch.equal(a, b)
 
 
+def test_autocast_steps_in_bfloat16_and_keeps_everything_else_in_float32():
+    """The inner loss sees bfloat16 outputs; variables, states and the hypergradient's evaluations are float32."""
+    seen = []
+
+    def watched(model, weights, batch):
+        x, y, index = batch
+        z = model(x)
+        seen.append((torch.is_autocast_enabled("cpu"), z.dtype))
+        return (weights(index) * F.cross_entropy(z.float(), y, reduction="none")).mean()
+
+    trainer = make(inner_loss=watched, autocast=torch.bfloat16, schedule=Schedule(every=1, steps=1))
+    history = trainer.fit(6)
+    assert seen[:4] == [(True, torch.bfloat16)] * 4
+    assert (False, torch.float32) in seen
+    assert all(p.dtype == torch.float32 for p in trainer.inner.parameters())
+    plain = make(schedule=Schedule(every=1, steps=1)).fit(6)
+    assert history[-1]["inner_loss"] == pytest.approx(plain[-1]["inner_loss"], rel=0.05)
+    assert history[-1]["inner_loss"] != plain[-1]["inner_loss"]
+
+
+def test_autocast_in_float16_is_refused():
+    with pytest.raises(ValueError, match="float16 needs loss scaling"):
+        make(autocast=torch.float16)
+
+
 def test_an_outer_step_leaves_inner_variables_and_buffers_alone():
     trainer = make()
     before = {k: v.clone() for k, v in trainer.inner.state_dict().items()}
@@ -146,6 +171,39 @@ def test_shared_parameters_follow_the_direct_gradient_of_the_outer_loss():
     (gradient,) = torch.autograd.grad(outer_loss(model, weights, batch), model.weight)
     trainer.outer_step([next(iter(batches))], batch)
     assert torch.allclose(model.weight.detach(), before - 0.5 * gradient, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["gauss_newton", Unrolled(bilevel.sgd(0.1)), "identity"], ids=str)
+def test_shared_parameters_move_without_learned_weights_too(method):
+    """With uniform weights the outer step is a plain step on the outer loss, where the method evaluates it."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    batches, validation = EpochBatches(), EpochBatches(16, seed=1)
+    trainer = BilevelTrainer(
+        model,
+        UniformWeights(),
+        inner_loss=inner_loss,
+        outer_loss=outer_loss,
+        inner_batches=batches,
+        outer_batches=validation,
+        inner_optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        outer_optimizer=torch.optim.SGD(model.parameters(), 0.5),
+        method=method,
+        shared=model.parameters(),
+        progress=False,
+    )
+    batch, clean = next(iter(batches)), next(iter(validation))
+    start = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
+    point = start
+    if isinstance(method, Unrolled):
+        loss = F.cross_entropy(torch.func.functional_call(model, start, batch[0]), batch[1])
+        slopes = torch.autograd.grad(loss, list(start.values()))
+        point = {k: v - 0.1 * g for (k, v), g in zip(start.items(), slopes, strict=True)}
+    loss = F.cross_entropy(torch.func.functional_call(model, point, clean[0]), clean[1])
+    grads = torch.autograd.grad(loss, list(point.values()))
+    trainer.outer_step([batch], clean)
+    for (name, p), g in zip(model.named_parameters(), grads, strict=True):
+        assert torch.allclose(p, start[name] - 0.5 * g, atol=1e-6), name
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])

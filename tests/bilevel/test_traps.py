@@ -206,6 +206,44 @@ def test_autocast_stays_within_the_precision_of_bfloat16(method):
     assert 0 < relative(results[1], results[0]) < 0.05
 
 
+def compiled_problem():
+    """Weighted regression whose inner loss is a graph that torch.compile has captured (without generating code)."""
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def inner(w, a, _):
+        return (a.exp() * (x @ w - x[:, 0]).square()).mean() + 0.1 * w.square().sum()
+
+    def outer(w, a, _):
+        return (x @ w - x[:, 1]).square().mean()
+
+    compiled = torch.compile(inner, backend="aot_eager", fullgraph=True)
+    w, a = torch.full((3,), 0.5, dtype=torch.float64), torch.linspace(-1, 1, 12, dtype=torch.float64)
+    return BilevelProblem(inner, outer), BilevelProblem(compiled, outer), w, a
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bilevel.FiniteDifference(0.1),
+        lambda: bilevel.F2SA(bilevel.sgd(0.1), 5),
+        lambda: bilevel.MESO(0.05, 0.05, 5),
+    ],
+    ids=["finite difference", "F2SA", "MESO"],
+)
+def test_first_order_methods_take_a_compiled_inner_loss(make):
+    eager, compiled, w, a = compiled_problem()
+    want, got = (hypergradient(p, w, a, [None], None, make()).value for p in (eager, compiled))
+    assert relative(got, want) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_second_derivatives_of_a_compiled_loss_fail_by_name_instead_of_giving_zeros():
+    _, compiled, w, a = compiled_problem()
+    with pytest.raises(RuntimeError, match="has compiled has no second derivatives"):
+        hypergradient(compiled, w, a, [None], None, Unrolled(SGD, 2))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
     "method",
