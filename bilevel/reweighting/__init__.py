@@ -4,8 +4,10 @@ Every strategy is called as `weights(indices, losses)`; those that need no losse
 """
 
 from bilevel.reweighting.base import SampleWeights, bounded_weights
-from bilevel.reweighting.clusters import Clusters, ClusterWeights
+from bilevel.reweighting.clusters import Clusters, ClusterWeights, Reclustering, choose_k
+from bilevel.reweighting.features import collect_features, load_features, save_features
 from bilevel.reweighting.heuristic import ClassWeights, FocalWeights, SelfPacedWeights, SmallLossWeights
+from bilevel.reweighting.history import WeightHistory, effective_sample_size
 from bilevel.reweighting.network import FeatureNetworkWeights, LossNetworkWeights
 from bilevel.reweighting.online import OnlineWeights
 from bilevel.reweighting.table import TableWeights
@@ -19,10 +21,17 @@ __all__ = [
     "FocalWeights",
     "LossNetworkWeights",
     "OnlineWeights",
+    "Reclustering",
     "SampleWeights",
     "SelfPacedWeights",
     "SmallLossWeights",
     "TableWeights",
     "UniformWeights",
+    "WeightHistory",
     "bounded_weights",
+    "choose_k",
+    "collect_features",
+    "effective_sample_size",
+    "load_features",
+    "save_features",
 ]

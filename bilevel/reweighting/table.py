@@ -10,7 +10,9 @@ class TableWeights(nn.Module):
     """Weights `w = bounded(logits[group[i]])`: the outer variables are the logits, one per group.
 
     A group is whatever shares one weight: the sample itself, its class or its cluster. Memory is O(groups) for the
-    variables; all logits start at zero, which is uniform training.
+    variables, their gradients and moments, plus one integer per sample; a training step costs a lookup and a
+    normalisation more. All logits start at zero, which is uniform training. Per sample it fails where a sample is
+    seen too seldom beside clean data to learn its weight; per class or cluster, where right and wrong labels share one.
 
     Args:
         groups: `(N,)` integers, the group of every sample; sample i of the data set is looked up at `groups[i]`.
