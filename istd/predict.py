@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.data.crops import Normalisation
-from istd.students import stages_of
+from istd.students import inference_form, stages_of
 
 
 def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
@@ -58,8 +58,7 @@ class StudentPredictor:
     """
 
     def __init__(self, student: nn.Module, normalisation: Normalisation, device: torch.device | str = "cpu") -> None:
-        self.student: Any = student
-        self.student.to(device).eval()
+        self.student: Any = inference_form(student).to(device)
         self.normalisation, self.device = normalisation, device
         self.stride = max(stage.stride for stage in stages_of(student))
 

@@ -1,7 +1,22 @@
 """Student networks: bare CNNs, with no import of the teacher or of timm."""
 
-from istd.students import alcl, mlcl
+from istd.students import alcl, dna, ggl, mlcl, msh, repisd, sctrans
 from istd.students.blocks import Stage
-from istd.students.registry import STUDENTS, Student, StudentInfo, create_student, stages_of
+from istd.students.registry import STUDENTS, Student, StudentInfo, create_student, inference_form, stages_of
 
-__all__ = ["STUDENTS", "Stage", "Student", "StudentInfo", "alcl", "create_student", "mlcl", "stages_of"]
+__all__ = [
+    "STUDENTS",
+    "Stage",
+    "Student",
+    "StudentInfo",
+    "alcl",
+    "create_student",
+    "dna",
+    "ggl",
+    "inference_form",
+    "mlcl",
+    "msh",
+    "repisd",
+    "sctrans",
+    "stages_of",
+]

@@ -30,15 +30,20 @@ def conv_bn_relu(cin: int, cout: int, kernel: int = 3, dilation: int = 1) -> nn.
     )
 
 
-def logit_layer(channels: int) -> nn.Conv2d:
-    """1x1 convolution to one logit that starts at probability 0.01 everywhere.
+def logit_bias(layer: nn.Conv2d) -> None:
+    """Let a layer of logits start at probability 0.01 everywhere.
 
     Targets cover about a thousandth of an image; from 0.5 the first epochs would be spent on silencing the background
     (the prior of Lin et al., focal loss, 2017).
     """
-    layer = nn.Conv2d(channels, 1, 1)
     assert layer.bias is not None
     nn.init.constant_(layer.bias, -math.log(0.99 / 0.01))
+
+
+def logit_layer(channels: int) -> nn.Conv2d:
+    """1x1 convolution to one logit, with `logit_bias`."""
+    layer = nn.Conv2d(channels, 1, 1)
+    logit_bias(layer)
     return layer
 
 

@@ -1,5 +1,6 @@
 """Registry of students: a network is a name, a factory and its published size."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -42,6 +43,19 @@ class StudentInfo:
 
 
 STUDENTS: Registry[StudentInfo] = Registry("student")
+
+
+def inference_form(student: nn.Module) -> nn.Module:
+    """A copy in eval mode with its re-parameterisable parts merged: the same outputs, fewer operations.
+
+    A part is re-parameterisable if it has a method `merge` (`istd.students.repisd.RepConv`, say).
+    """
+    out = copy.deepcopy(student).eval()
+    for module in list(out.modules()):
+        merge = getattr(module, "merge", None)
+        if callable(merge):
+            merge()
+    return out
 
 
 def stages_of(student: nn.Module) -> tuple[Stage, ...]:

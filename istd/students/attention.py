@@ -1,0 +1,71 @@
+"""The residual block with channel and spatial attention that DNA-Net and MSHNet are built from."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelAttention(nn.Module):
+    """`sigmoid(mlp(mean over pixels) + mlp(maximum over pixels))`, `(B, c, H, W) -> (B, c, 1, 1)`.
+
+    Source: Woo et al. (CBAM, ECCV 2018), equation 2.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate of every channel."""
+        out: Tensor = self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True))
+        return out.sigmoid()
+
+
+class SpatialAttention(nn.Module):
+    """`sigmoid(conv7x7([mean over channels, maximum over channels]))`, `(B, c, H, W) -> (B, 1, H, W)`.
+
+    Source: Woo et al. (CBAM, ECCV 2018), equation 3.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate of every pixel."""
+        out: Tensor = self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
+        return out.sigmoid()
+
+
+class AttentionBlock(nn.Module):
+    """Two 3x3 convolutions, channel and spatial attention, and a residual path, `(B, cin, H, W) -> (B, cout, H, W)`."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(cin, cout, 3, padding=1),
+            nn.BatchNorm2d(cout),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(cout, cout, 3, padding=1),
+            nn.BatchNorm2d(cout),
+        )
+        self.channels, self.pixels = ChannelAttention(cout), SpatialAttention()
+        self.shortcut: nn.Module = nn.Identity()
+        if cin != cout:
+            self.shortcut = nn.Sequential(nn.Conv2d(cin, cout, 1), nn.BatchNorm2d(cout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        y = self.body(x)
+        y = y * self.channels(y)
+        y = y * self.pixels(y)
+        return torch.relu(y + self.shortcut(x))
+
+
+def attention_blocks(cin: int, cout: int, count: int) -> nn.Sequential:
+    """`count` blocks, the first of which changes the number of channels."""
+    return nn.Sequential(*(AttentionBlock(cin if i == 0 else cout, cout) for i in range(count)))

@@ -1,0 +1,78 @@
+"""DNA-Net: densely nested attention network (Li et al., IEEE TIP 2023).
+
+A U-Net++ grid of residual blocks with channel and spatial attention: node (i, j) lies at stride 2**i and takes all
+nodes of its row before it, the node below it (upsampled) and, except in the first row, the node above it (downsampled).
+The last nodes of all rows are brought to full resolution and fused. Trained without deep supervision here: one output.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from istd.students.attention import AttentionBlock, attention_blocks
+from istd.students.blocks import Stage, logit_layer, scaled
+from istd.students.registry import STUDENTS, StudentInfo
+
+ROWS = 5
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
+
+
+class DNANet(nn.Module):
+    """DNA-Net with a `width` factor on every channel count.
+
+    Args:
+        width: factor on the channels; 1 is the published network.
+        in_channels: channels of the input image.
+    """
+
+    def __init__(self, width: float = 1.0, in_channels: int = 3) -> None:
+        super().__init__()
+        c = [scaled(n, width) for n in (16, 32, 64, 128, 256)]
+        self.stages = tuple(Stage(n, 2**i) for i, n in enumerate(c))
+        self.encoder = nn.ModuleList(
+            attention_blocks(in_channels if i == 0 else c[i - 1], c[i], 1 if i == 0 else 2) for i in range(ROWS)
+        )
+        self.nodes = nn.ModuleDict()
+        for j in range(1, ROWS):
+            for i in range(ROWS - j):
+                above = c[i - 1] if i else 0
+                self.nodes[f"{i}_{j}"] = attention_blocks(j * c[i] + c[i + 1] + above, c[i], 1 if i == 0 else 2)
+        self.project = nn.ModuleList(nn.Conv2d(c[i], c[0], 1) for i in range(1, ROWS))
+        self.fuse = AttentionBlock(ROWS * c[0], c[0])
+        self.head = logit_layer(c[0])
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """`(B, 3, H, W) -> [(B, 16 w, H, W), ..., (B, 256 w, H/16, W/16)]`: the grid's first column."""
+        features: list[Tensor] = []
+        for i, stage in enumerate(self.encoder):
+            x = stage(x if i == 0 else F.max_pool2d(x, 2))
+            features.append(x)
+        return features
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """The rest of the grid and the fusion: encoder outputs -> logits `(B, 1, H, W)`."""
+        rows = [[f] for f in features]
+        for j in range(1, ROWS):
+            for i in range(ROWS - j):
+                parts = [*rows[i], _resize(rows[i + 1][j - 1], rows[i][0])]
+                if i:
+                    parts.append(_resize(rows[i - 1][j], rows[i][0]))
+                rows[i].append(self.nodes[f"{i}_{j}"](torch.cat(parts, dim=1)))
+        top = rows[0][-1]
+        lifted = [_resize(project(rows[i][-1]), top) for i, project in enumerate(self.project, start=1)]
+        out: Tensor = self.head(self.fuse(torch.cat([*reversed(lifted), top], dim=1)))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
+        return self.decode(self.encode(x))
+
+
+def _dna(width: float) -> nn.Module:
+    return DNANet(width)
+
+
+STUDENTS.register("dna", StudentInfo(_dna, "DNA-Net (Li et al., 2023)", published_parameters=4_697_000))
