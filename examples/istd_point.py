@@ -3,7 +3,7 @@
     python examples/istd_point.py                                  # synthetic scenes, a few minutes on a CPU
     python examples/istd_point.py --data DIR --preset cpu --out runs/x --vfm-random
 
-Every flag is explained by --help; the same run from Python is `istd.run.run(config, dataset, out)`.
+This is `istd train`; every flag is explained by --help. From Python: `istd.run.run(config, dataset, out)`.
 """
 
 import sys
@@ -11,4 +11,4 @@ import sys
 from istd.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -6,10 +6,31 @@ from typing import Any
 from bilevel.registry import Registry
 from istd.labels import INITIAL_MASKS
 from istd.losses import SEGMENTATION_LOSSES
-from istd.methods import METHODS, hypergradient_variant
+from istd.methods import METHODS, VARIANTS
 from istd.students import STUDENTS
 
 DEFAULT_VFM = "vit_small_plus_patch16_dinov3.lvd1689m"
+
+
+CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
+    "method": METHODS,
+    "student": STUDENTS,
+    "precision": ("float32", "bfloat16"),
+    "loss": SEGMENTATION_LOSSES,
+    "channels": ("repeat", "contrast"),
+    "initial": INITIAL_MASKS,
+    "anchors": ("points", "start"),
+    "vfm_view": ("image", "crop"),
+    "scam_fusion": ("soft", "last"),
+    "scam_pooling": ("attention", "mean"),
+    "scam_stages": ("all", "last"),
+    "scam_injection": ("affine", "concat"),
+    "variant": VARIANTS,
+    "train_labels": ("pseudo", "true"),
+    "validation_labels": ("pseudo", "true"),
+    "select_on": ("val", "test"),
+}
+"""Fields with a fixed set of values."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,8 @@ class Config:
         lr: peak learning rate of AdamW.
         weight_decay: of AdamW.
         cosine: anneal the learning rate to 1 % of `lr` along a cosine.
+        precision: of the inner steps, "float32" or "bfloat16" (autocast, where the device has it; hypergradients and
+            evaluation stay in float32).
         loss: segmentation loss.
         student_loss: weight of the student's own loss beside the teacher's; published 0.
         teacher_share: share of every batch that passes through the teacher as well; published 1.
@@ -51,6 +74,12 @@ class Config:
         vfm_random: use random weights, labelled as such everywhere.
         vfm_view: "image" (whole image, features computed once) or "crop" (published).
         vfm_size: side that the VFM sees in the image view.
+        scam_strength: strength of the modulation; None takes the student's own (0.12 for ALCL-Net, 0.55 for MLCL-Net).
+        scam_fusion: over the VFM's depths, "soft" or "last" (the last depth alone).
+        scam_pooling: over tokens, "attention" or "mean".
+        scam_stages: which encoder stages are modulated, "all" or "last".
+        scam_injection: "affine" or "concat".
+        scam_gate: weight of the gate penalty; 0 leaves it out.
         share_batch_norm: let teacher and student update one set of BatchNorm statistics, as published.
         variant: hypergradient of the cluster weights: implicit, gauss-newton or published.
         weighted_outer: weight the outer loss by the learned weights, as published.
@@ -60,6 +89,12 @@ class Config:
         outer_lr: learning rate of the cluster logits.
         shared_lr: learning rate of the student's direct outer step; None follows a tenth of the current inner rate.
         evaluate_every: period of validation in epochs.
+        inner_kd: weight of the distillation from student to teacher in the inner loss; published 0.1.
+        train_labels: what training sees on its images: their "pseudo" masks, or their "true" ones (full supervision).
+        validation_labels: what the outer objective and the choice of a checkpoint see on validation images: their
+            "pseudo" masks, or their "true" ones (for comparison; more supervision than points).
+        select_from: share of the epochs after which checkpoints are candidates. A small validation split ranks them
+            with much noise; before the learning rate has fallen, the lucky ones are worse than the last.
         select_on: "val", or "test" to reproduce the sources' choice on the test split.
     """
 
@@ -74,6 +109,7 @@ class Config:
     lr: float = 1e-3
     weight_decay: float = 1e-2
     cosine: bool = True
+    precision: str = "float32"
     loss: str = "bce+soft-iou"
     student_loss: float = 1.0
     teacher_share: float = 1.0
@@ -97,6 +133,12 @@ class Config:
     vfm_random: bool = False
     vfm_view: str = "image"
     vfm_size: int = 256
+    scam_strength: float | None = None
+    scam_fusion: str = "soft"
+    scam_pooling: str = "attention"
+    scam_stages: str = "all"
+    scam_injection: str = "affine"
+    scam_gate: float = 5e-3
     share_batch_norm: bool = False
     variant: str = "implicit"
     weighted_outer: bool = False
@@ -106,24 +148,17 @@ class Config:
     outer_lr: float = 0.05
     shared_lr: float | None = None
     evaluate_every: int = 10
+    inner_kd: float = 0.1
+    train_labels: str = "pseudo"
+    validation_labels: str = "pseudo"
+    select_from: float = 0.7
     select_on: str = "val"
 
     def __post_init__(self) -> None:
-        for registry, name in (
-            (METHODS, self.method),
-            (STUDENTS, self.student),
-            (SEGMENTATION_LOSSES, self.loss),
-            (INITIAL_MASKS, self.initial),
-        ):
-            registry[name]  # raises with the known names
-        hypergradient_variant(self.variant, self.lr)
-        for field, allowed in (
-            ("vfm_view", ("image", "crop")),
-            ("channels", ("repeat", "contrast")),
-            ("anchors", ("points", "start")),
-            ("select_on", ("val", "test")),
-        ):
-            if getattr(self, field) not in allowed:
+        for field, allowed in CHOICES.items():
+            if isinstance(allowed, Registry):
+                allowed[getattr(self, field)]  # raises with the known names
+            elif getattr(self, field) not in allowed:
                 raise ValueError(f"`{field}` must be one of {', '.join(allowed)}, got {getattr(self, field)!r}.")
         for field in ("epochs", "batch_size", "evolve_every", "bilevel_every", "bilevel_steps", "evaluate_every"):
             if getattr(self, field) < 1:
@@ -144,21 +179,22 @@ PRESETS.register(
         Config(),
         preset="cpu",
         width=0.5,
-        epochs=100,
+        epochs=120,
         batch_size=8,
         crop=128,
         lr=2e-3,
+        precision="bfloat16",
         # Short schedules: a teacher that pulls on the shared weights as hard as the student slows the student down.
         student_loss=8.0,
         teacher_share=0.5,
-        averaging=0.995,
-        scale=1.5,
+        averaging=0.996,
+        scale=1.2,
         gain=1.3,
         noise=0.01,
         evolve_from=0.4,
-        evolve_every=20,
+        evolve_every=24,
         vfm_size=128,
-        bilevel_every=20,
+        bilevel_every=24,
     ),
 )
 PRESETS.register(
@@ -184,3 +220,19 @@ PRESETS.register(
         bilevel_every=12,
     ),
 )
+
+
+def configure(preset: str, method: str | None = None, **changes: Any) -> Config:
+    """The configuration of a method: its preset, what the method's source fixes, and what the caller changes.
+
+    Args:
+        preset: a key of `PRESETS`.
+        method: a key of `METHODS`; None keeps the preset's.
+        **changes: fields of `Config`; they win over the method's settings.
+
+    Raises:
+        ValueError: for an unknown preset or method, or an impossible value.
+    """
+    base = PRESETS[preset]
+    name = method or base.method
+    return replace(base, **{"method": name, **METHODS[name].settings, **changes})

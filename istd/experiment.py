@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bilevel import BilevelTrainer, Schedule
-from bilevel.reweighting import ClusterWeights, UniformWeights
+from bilevel.reweighting import ClusterWeights, FeatureNetworkWeights, UniformWeights
 from istd.clusters import cluster_count, describe_images
 from istd.config import Config
 from istd.data.crops import Augmentation, CropLoader, Normalisation
@@ -20,12 +20,13 @@ from istd.hooks import Averaging, LabelUpdates, Selection, SharedRate
 from istd.labels import INITIAL_MASKS, HardSampleAdmission, InitialMask, LabelEvolution, PseudoMasks
 from istd.methods import METHODS, hypergradient_variant
 from istd.metrics import evaluate_masks
-from istd.objectives import Segmentation, StudentOuter, TeacherInner
+from istd.objectives import BareOuter, Segmentation, StudentOuter, TeacherInner
 from istd.predict import predict
 from istd.students import create_student, stages_of
-from istd.teacher import SCAM, FrozenVFM, Teacher, cached_tokens, crop_tokens, image_tokens, load_vfm
+from istd.teacher import SAMF, SCAM, FrozenVFM, Teacher, cached_tokens, crop_tokens, image_tokens, load_vfm
 
-STRENGTHS = {"alcl": 0.12, "mlcl": 0.55}  # SCAM strength per student in the release of semantic-priors
+STRENGTHS = {"mlcl": 0.55}  # SCAM strength per student in the release of semantic-priors; ALCL-Net's serves the others
+STRENGTH = 0.12
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Experiment:
     def __post_init__(self) -> None:
         config, dataset = self.config, self.dataset
         self.method = METHODS[config.method]
+        self.precision = config.precision if has_bfloat16(self.device) else "float32"
         torch.manual_seed(config.seed)
         self.samples: tuple[Sample, ...] = dataset.train + dataset.val
         self.training = np.arange(len(dataset.train))
@@ -68,6 +70,7 @@ class Experiment:
             self.averaging,
             self._test_score if config.select_on == "test" else self._validation_score,
             config.evaluate_every,
+            start=round(config.select_from * config.epochs),
         )
         self.trainer = self._trainer()
 
@@ -78,19 +81,19 @@ class Experiment:
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def _start_labels(self) -> PseudoMasks:
-        if self.method.truth:
+        if self.method.truth or self.config.train_labels == "true":
             truths = iter(self.samples)
 
             def rule(image: NDArray[np.float32], points: NDArray[np.int64]) -> InitialMask:
-                sample = next(truths)
-                truth = sample.truth()
-                if truth is None:
-                    raise ValueError(f"method='full' trains on true masks, but image {sample.name!r} has none.")
-                return InitialMask(truth, np.ones(len(points), dtype=bool))
+                return InitialMask(_truth(next(truths)), np.ones(len(points), dtype=bool))
 
-            return PseudoMasks(self.samples, rule, admit_all=True)
+            labels = PseudoMasks(self.samples, rule, admit_all=True)
+            labels.fixed[:] = True
+            return labels
         labels = PseudoMasks(self.samples, INITIAL_MASKS[self.config.initial], admit_all=not self.method.evolves)
         labels.admitted[self.validation] = True
+        if self.config.validation_labels == "true":
+            labels.fix(self.validation, [_truth(self.samples[i]) for i in self.validation])
         if not labels.admitted[self.training].any():
             labels.admitted[:] = True  # nothing to start from otherwise
         return labels
@@ -100,13 +103,31 @@ class Experiment:
         return load_vfm(c.vfm, c.vfm_weights, c.vfm_random).to(self.device)
 
     def _teacher(self, vfm: FrozenVFM) -> Teacher:
+        c = self.config
         channels = [stage.channels for stage in stages_of(self.student)]
-        scam = SCAM(vfm.depth, vfm.dim, channels, strength=STRENGTHS[self.config.student])
-        return Teacher(self.student, scam, self.config.share_batch_norm).to(self.device)
+        if self.method.teacher == "samf":
+            if c.vfm_view != "crop":
+                raise ValueError("SAMF fuses in space: `vfm_view` must be 'crop', so that tokens and features align.")
+            return Teacher(self.student, SAMF(vfm.depth, vfm.dim, channels), c.share_batch_norm).to(self.device)
+        strength = STRENGTHS.get(c.student, STRENGTH) if c.scam_strength is None else c.scam_strength
+        scam = SCAM(
+            vfm.depth,
+            vfm.dim,
+            channels,
+            strength=strength,
+            fusion=c.scam_fusion,
+            pooling=c.scam_pooling,
+            stages=c.scam_stages,
+            injection=c.scam_injection,
+        )
+        return Teacher(self.student, scam, c.share_batch_norm).to(self.device)
 
     def _sample_weights(self) -> nn.Module:
         if self.method.weights == "uniform":
             return UniformWeights()
+        if self.method.weights == "network":
+            features = torch.from_numpy(describe_images([s.image for s in self.samples]))
+            return FeatureNetworkWeights(features, seed=self.config.seed)
         k = self.config.clusters or cluster_count(len(self.validation))
         descriptors = describe_images([s.image for s in self.samples])
         return ClusterWeights.fit(descriptors, min(k, len(self.samples)), self.config.seed)
@@ -118,7 +139,7 @@ class Experiment:
             tokens = cached_tokens(self.tokens) if c.vfm_view == "image" else crop_tokens(self.vfm)
         return CropLoader(
             self.samples,
-            self.labels.hard,
+            self.labels.values if self.method.soft else self.labels.hard,
             lambda: indices[self.labels.admitted[indices]],
             batch_size=c.batch_size,
             augmentation=Augmentation(c.crop, c.on_target, c.scale, c.gain, c.noise),
@@ -151,23 +172,31 @@ class Experiment:
             "checkpoint": self.checkpoint,
             "config": c.as_dict() | {"dataset": self.dataset.name, "images": len(self.samples)},
             "describe_batch": self._describe,
+            "autocast": torch.bfloat16 if self.precision == "bfloat16" else None,
             "progress": self.progress,
         }
-        if not isinstance(self.network, Teacher):
-            return BilevelTrainer(self.network, self.weights, inner_loss=Segmentation(c.loss), **common)
-        shared = list(self.student.parameters())
-        groups = [
-            {"params": list(self.weights.parameters()), "lr": c.outer_lr, "weight_decay": 0.0},
-            {"params": shared, "lr": 0.1 * c.lr if c.shared_lr is None else c.shared_lr},
-        ]
-        groups = [g for g in groups if g["params"]]
-        if c.shared_lr is None:
-            hooks.insert(0, SharedRate(0.1, group=len(groups) - 1))
+        taught = isinstance(self.network, Teacher)
+        inner: Any = Segmentation(c.loss)
+        outer: Any = BareOuter(c.loss)
+        if taught:
+            inner = TeacherInner(c.loss, c.inner_kd, c.scam_gate, c.student_loss, c.teacher_share)
+            outer = StudentOuter(c.loss, weighted=c.weighted_outer)
+        learned = list(self.weights.parameters())
+        shared = list(self.student.parameters()) if self.method.outer else []
+        groups: list[dict[str, Any]] = []
+        if learned:
+            groups.append({"params": learned, "lr": c.outer_lr, "weight_decay": 0.0})
+        if shared:
+            groups.append({"params": shared, "lr": 0.1 * c.lr if c.shared_lr is None else c.shared_lr})
+            if c.shared_lr is None:
+                hooks.insert(0, SharedRate(0.1, group=len(groups) - 1))
+        if not groups:
+            return BilevelTrainer(self.network, self.weights, inner_loss=inner, **common)
         return BilevelTrainer(
             self.network,
             self.weights,
-            inner_loss=TeacherInner(c.loss, student=c.student_loss, share=c.teacher_share),
-            outer_loss=StudentOuter(c.loss, weighted=c.weighted_outer),
+            inner_loss=inner,
+            outer_loss=outer,
             outer_batches=val,
             outer_optimizer=torch.optim.AdamW(groups),
             method=hypergradient_variant(c.variant, c.lr),
@@ -227,6 +256,14 @@ class Experiment:
         self.averaging.module.load_state_dict(self.selection.best["weights"])
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself; where it is emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and native is not None and bool(native())
+
+
 @dataclass(frozen=True)
 class _Names:
     """Names a batch when asked; until then it costs no wait for the device."""
@@ -236,6 +273,13 @@ class _Names:
 
     def __str__(self) -> str:
         return "images " + ", ".join(self.samples[i].name for i in self.indices.tolist())
+
+
+def _truth(sample: Sample) -> NDArray[np.bool_]:
+    truth = sample.truth()
+    if truth is None:
+        raise ValueError(f"This configuration trains on true masks, but image {sample.name!r} has none.")
+    return truth
 
 
 def _truths(

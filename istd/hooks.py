@@ -112,7 +112,7 @@ class LabelUpdates:
             return
         progress = (epoch - self.start) / max(self.stop - self.start, 1)
         changed = foreground = 0
-        for i in range(len(self.labels)):
+        for i in np.flatnonzero(~self.labels.fixed).tolist():
             before, prediction, points = self.labels.hard(i), self.predict(i), self.labels.points[i]
             if self.labels.admitted[i]:
                 self.labels.soft[i] = self.evolution(self.labels.soft[i], prediction, points, self.labels.start[i])

@@ -70,7 +70,7 @@ class TeacherInner:
         taught = teacher.decode([f[:n] for f in features], batch.tokens[:n])
         losses = segment(taught, batch.target[:n]) + self.kd * distillation(taught, bare[:n].detach(), self.temperature)
         w = weights(batch.samples)
-        total = weighted_mean(losses, w[:n]) + self.gate * teacher.scam.gate_penalty()
+        total = weighted_mean(losses, w[:n]) + self.gate * teacher.adapter.gate_penalty()
         if self.student > 0:
             total = total + self.student * weighted_mean(segment(bare, batch.target), w)
         return torch.as_tensor(total)
@@ -107,6 +107,21 @@ class StudentOuter:
                 taught = teacher.decode([f.detach() for f in features], batch.tokens)
             losses = losses + self.kd * distillation(bare, taught, self.temperature)
         return weighted_mean(losses, weights(batch.samples)) if self.weighted else losses.mean()
+
+
+@dataclass(frozen=True)
+class BareOuter:
+    """`mean_i l(z_i, y_i)`: a student without a teacher on validation pseudo-masks.
+
+    Attributes:
+        loss: name of the segmentation loss l.
+    """
+
+    loss: str = "bce+soft-iou"
+
+    def __call__(self, student: Any, weights: Any, batch: Batch) -> Tensor:
+        """Mean over the validation batch."""
+        return SEGMENTATION_LOSSES[self.loss](student(batch.image.expand(-1, 3, -1, -1)), batch.target).mean()
 
 
 INNER_OBJECTIVES.register("istd.segmentation", Segmentation())

@@ -71,6 +71,42 @@ def draw_report(
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
+def draw_curve(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Draw Pd over Fa and the pixel ROC of some detectors into one PNG.
+
+    Args:
+        path: where to write.
+        curves: by name, the points of an `OperatingCurve`.
+    """
+    figure = Figure(figsize=(9, 4), constrained_layout=True)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name, points in curves.items():
+        left.plot([1e6 * p["Fa"] for p in points], [100 * p["Pd"] for p in points], marker=".", label=name)
+        right.plot([1e6 * p["FPR"] for p in points], [100 * p["TPR"] for p in points], marker=".", label=name)
+    left.set(title="targets", xlabel="Fa, 1e-6", ylabel="Pd, %")
+    right.set(title="pixels", xlabel="false positive rate, 1e-6", ylabel="true positive rate, %")
+    right.legend(fontsize=7)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def draw_masks(path: Path, samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]], most: int = 24) -> None:
+    """Draw the windows around the first points of some samples, with their masks, into one JPEG."""
+    chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
+    columns = min(6, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(2.0 * columns, 2.2 * rows), constrained_layout=True)
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, chosen, strict=False):
+        window = _zoom(samples[i])
+        _image(axis, samples[i].image[window], samples[i].name)
+        _outline(axis, masks[i][window], "tab:red", "mask")
+    write_atomically(path, lambda file: figure.savefig(file, format="jpeg", dpi=110))
+
+
 def _training_column(axes: Any, item: tuple[Sample, NDArray[np.bool_], NDArray[np.bool_]] | None) -> None:
     for axis in axes:
         axis.axis("off")

@@ -114,6 +114,9 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
         },
         "selected_epoch": best["epoch"],
         "selected_on": config.select_on,
+        "train_labels": "true" if experiment.method.truth else config.train_labels,
+        "validation_labels": config.validation_labels,
+        "stability": _stability(experiment.trainer.history),
         "seed": config.seed,
         "preset": config.preset,
         "student_name": config.student,
@@ -121,6 +124,7 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
         "epochs": config.epochs,
         "vfm": experiment.vfm.name if experiment.vfm is not None else None,
         "vfm_pretrained": experiment.vfm.pretrained if experiment.vfm is not None else None,
+        "precision": experiment.precision,
         "threads": torch.get_num_threads(),
         "device": str(experiment.device),
     }
@@ -183,6 +187,13 @@ def _mask_block(samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]]) -
             return None
         pairs.append((mask, truth))
     return evaluate_masks(pairs) if pairs else None
+
+
+def _stability(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    """How much the validation IoU moves: mean |difference| between evaluations in the second half, and at its end."""
+    values = np.array([entry["val_IoU"] for entry in history if "val_IoU" in entry])
+    late = np.abs(np.diff(values[len(values) // 2 :])) if len(values) > 2 else np.zeros(1)
+    return {"late_change": float(late.mean()), "last_change": float(late[-1])}
 
 
 class _Clock:

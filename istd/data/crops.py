@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class CropLoader:
 
     Args:
         samples: all samples that have labels; `Batch.samples` counts in this list.
-        target: `target(i)` gives the current `(H, W)` bool pseudo-mask of sample i.
+        target: `target(i)` gives the current `(H, W)` pseudo-mask of sample i: bool, or soft labels in [0, 1].
         pool: `pool()` gives the indices that take part now.
         batch_size: samples per batch; a last smaller batch is dropped unless it is the only one.
         augmentation: see `Augmentation`.
@@ -120,7 +120,7 @@ class CropLoader:
     def __init__(
         self,
         samples: Sequence[Sample],
-        target: Callable[[int], NDArray[np.bool_]],
+        target: Callable[[int], NDArray[Any]],
         pool: Callable[[], NDArray[np.int64]],
         *,
         batch_size: int,
@@ -175,7 +175,8 @@ class CropLoader:
             size = (a.crop, a.crop)
             x = F.interpolate(x[None], size, mode="bilinear", align_corners=False, antialias=side > a.crop)[0]
             y = F.interpolate(y[None], size, mode="bilinear", align_corners=False, antialias=side > a.crop)[0]
-            y = (y >= 0.5).float()
+            if mask.dtype == bool:
+                y = (y >= 0.5).float()
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
         x, y = torch.rot90(x, turns, (1, 2)), torch.rot90(y, turns, (1, 2))
         if flip:

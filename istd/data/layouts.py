@@ -92,23 +92,47 @@ def load_folder(root: Path | str, points: PointSource = "auto", seed: int = 0) -
             masks for some images only, sizes that differ, or a point outside its image. Every message names the file
             and the remedy.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"`data` is {str(root)!r}, which is not a folder.")
-    images = _index(_first_folder(root, IMAGE_FOLDERS, "images"))
-    masks = _index_optional(root, MASK_FOLDERS)
-    lookup = _PointLookup(root, points)
-    splits = _read_splits(root, sorted(images), seed)
-    _check_splits(splits, images, root)
-    _check_masks(splits, masks, root)
+    folder = _Folder(Path(root), points)
+    splits = _read_splits(folder.root, sorted(folder.images), seed)
+    _check_splits(splits, folder.images, folder.root)
+    _check_masks(splits, folder.masks, folder.root)
+    train, val, test = (tuple(folder.sample(n) for n in splits[s]) for s in SPLITS)
+    return Dataset(folder.root.name, train, val, test)
 
-    def sample(name: str) -> Sample:
-        image = read_image(images[name])
-        found = check_points(lookup(name, image.shape), image.shape[:2], name)
-        return Sample(name, image, found, _mask_of(name, masks))
 
-    train, val, test = (tuple(sample(n) for n in splits[s]) for s in SPLITS)
-    return Dataset(root.name, train, val, test)
+def load_samples(root: Path | str, points: PointSource = "auto") -> tuple[Sample, ...]:
+    """Read all images of a folder with their points, whatever its splits say.
+
+    Args:
+        root: the folder; see the module's head for what it may hold.
+        points: which point labels to use; see `load_folder`.
+
+    Raises:
+        FileNotFoundError: if the folder, its images or every form of point labels is missing.
+        ValueError: for an empty folder, or an image whose points are missing or lie outside it.
+    """
+    folder = _Folder(Path(root), points)
+    if not folder.images:
+        raise ValueError(f"{folder.root} has no image ({', '.join(EXTENSIONS)}).")
+    return tuple(folder.sample(name) for name in sorted(folder.images))
+
+
+class _Folder:
+    """What lies in a dataset folder: images, masks and points by name."""
+
+    def __init__(self, root: Path, points: PointSource) -> None:
+        if not root.is_dir():
+            raise FileNotFoundError(f"`data` is {str(root)!r}, which is not a folder.")
+        self.root = root
+        self.images = _index(_first_folder(root, IMAGE_FOLDERS, "images"))
+        self.masks = _index_optional(root, MASK_FOLDERS)
+        self._points = _PointLookup(root, points)
+
+    def sample(self, name: str) -> Sample:
+        """Read one image and its points."""
+        image = read_image(self.images[name])
+        found = check_points(self._points(name, image.shape), image.shape[:2], name)
+        return Sample(name, image, found, _mask_of(name, self.masks))
 
 
 class _PointLookup:

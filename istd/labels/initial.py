@@ -72,15 +72,15 @@ class HalfMaximum:
         mask = np.zeros(image.shape, dtype=bool)
         reliable = np.zeros(len(points), dtype=bool)
         for i, (row, col) in enumerate(points):
-            reliable[i] = self._draw(mask, image, *self._peak(image, int(row), int(col)))
+            reliable[i] = self._draw(mask, image, *self.peak(image, int(row), int(col)))
         return InitialMask(mask, reliable)
 
-    def _peak(self, image: Image, row: int, col: int) -> tuple[int, int]:
+    def peak(self, image: Image, row: int, col: int) -> tuple[int, int]:
         """The brightest pixel near the point, weighted by how likely an annotator misses it by that much."""
         blur = 4  # four sigma of the smoothing, so that the patch's border does not matter
-        rows, cols, r, c = _window(image.shape, row, col, self.radius + blur)
+        rows, cols, r, c = window_around(image.shape, row, col, self.radius + blur)
         patch = ndimage.gaussian_filter(image[rows, cols], 1.0)
-        wide, wide_cols, _, _ = _window(image.shape, row, col, self.windows[0])
+        wide, wide_cols, _, _ = window_around(image.shape, row, col, self.windows[0])
         dr, dc = np.ogrid[: patch.shape[0], : patch.shape[1]]
         dr, dc = dr - r, dc - c
         score = (patch - np.median(image[wide, wide_cols])) * np.exp(-(dr**2 + dc**2) / (2 * self.spread**2))
@@ -90,21 +90,23 @@ class HalfMaximum:
 
     def _draw(self, mask: Mask, image: Image, row: int, col: int) -> bool:
         for half in self.windows:
-            rows, cols, r, c = _window(image.shape, row, col, half)
-            region, accepted = self._vote(image[rows, cols], r, c, _open_sides(image.shape, rows, cols))
+            rows, cols, r, c = window_around(image.shape, row, col, half)
+            votes, accepted = self.votes(image[rows, cols], r, c, _open_sides(image.shape, rows, cols))
             if accepted:
-                mask[rows, cols] |= region
+                mask[rows, cols] |= 2 * votes >= accepted
                 return 2 * accepted >= len(self.levels)
-        rows, cols, _, _ = _window(image.shape, row, col, 1)
+        rows, cols, _, _ = window_around(image.shape, row, col, 1)
         mask[rows, cols] = True  # 3x3: the smallest blob that a point-spread function leaves
         return False
 
-    def _vote(self, window: Image, row: int, col: int, open_sides: tuple[bool, ...]) -> tuple[Mask, int]:
-        """The region that at least half of the accepted levels share, and how many levels were accepted."""
+    def votes(
+        self, window: Image, row: int, col: int, open_sides: tuple[bool, ...] = (True,) * 4
+    ) -> tuple[NDArray[np.int32], int]:
+        """At how many levels each pixel of a window belongs to the peak at (row, col), and how many were accepted."""
         surround = np.ones(window.shape, dtype=bool)
         surround[max(row - self.core, 0) : row + self.core + 1, max(col - self.core, 0) : col + self.core + 1] = False
         background = float(np.median(window[surround]))
-        rows, cols, _, _ = _window(window.shape, row, col, 1)
+        rows, cols, _, _ = window_around(window.shape, row, col, 1)
         near = window[rows, cols]
         at = np.unravel_index(int(near.argmax()), near.shape)
         seed = rows.start + int(at[0]), cols.start + int(at[1])
@@ -116,7 +118,7 @@ class HalfMaximum:
             if not _touches(region, open_sides):
                 votes += region
                 accepted += 1
-        return 2 * votes >= max(accepted, 1), accepted
+        return votes, accepted
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class CannyContour:
         mask = np.zeros(image.shape, dtype=bool)
         reliable = np.zeros(len(points), dtype=bool)
         for i, (row, col) in enumerate(points):
-            rows, cols, r, c = _window(image.shape, int(row), int(col), self.half)
+            rows, cols, r, c = window_around(image.shape, int(row), int(col), self.half)
             window = image[rows, cols] * 255.0
             detail = np.clip(window - ndimage.gaussian_filter(window, 0.8, truncate=1.25), 0, 255)
             edges = canny(detail, sigma=0.1, low_threshold=self.low, high_threshold=self.high)
@@ -162,12 +164,23 @@ class Square:
         """Draw the mask of one image."""
         mask = np.zeros(image.shape, dtype=bool)
         for row, col in points:
-            rows, cols, _, _ = _window(image.shape, int(row), int(col), self.side // 2)
+            rows, cols, _, _ = window_around(image.shape, int(row), int(col), self.side // 2)
             mask[rows, cols] = True
         return InitialMask(mask, np.ones(len(points), dtype=bool))
 
 
-def _window(shape: tuple[int, ...], row: int, col: int, half: int) -> tuple[slice, slice, int, int]:
+@dataclass(frozen=True)
+class PointsAlone:
+    """The points themselves, one pixel each: the start of LESPS."""
+
+    def __call__(self, image: Image, points: Points) -> InitialMask:
+        """Draw the mask of one image."""
+        mask = np.zeros(image.shape, dtype=bool)
+        mask[points[:, 0], points[:, 1]] = True
+        return InitialMask(mask, np.ones(len(points), dtype=bool))
+
+
+def window_around(shape: tuple[int, ...], row: int, col: int, half: int) -> tuple[slice, slice, int, int]:
     """Slices of the window of half side `half`, clipped to the image, and the centre's place in it."""
     rows = slice(max(row - half, 0), min(row + half + 1, shape[0]))
     cols = slice(max(col - half, 0), min(col + half + 1, shape[1]))
@@ -190,3 +203,4 @@ INITIAL_MASKS: Registry[InitialRule] = Registry("initial pseudo-mask rule")
 INITIAL_MASKS.register("half-maximum", HalfMaximum())
 INITIAL_MASKS.register("canny", CannyContour())
 INITIAL_MASKS.register("square", Square())
+INITIAL_MASKS.register("points", PointsAlone())

@@ -21,6 +21,7 @@ class PseudoMasks:
         start: the masks that training started from, `(H, W)` bool.
         points: one `(n, 2)` array per sample.
         admitted: `(N,)` bool, which samples take part in training so far.
+        fixed: `(N,)` bool, which samples' masks no update may change.
     """
 
     def __init__(self, samples: Sequence[Sample], rule: InitialRule, admit_all: bool = False) -> None:
@@ -30,6 +31,12 @@ class PseudoMasks:
         self.points = [s.points for s in samples]
         share = np.array([d.reliable.mean() if len(d.reliable) else 1.0 for d in drawn])
         self.admitted = np.ones(len(drawn), dtype=bool) if admit_all else share >= ADMIT_AT
+        self.fixed = np.zeros(len(drawn), dtype=bool)
+
+    def fix(self, indices: NDArray[np.int64], masks: Sequence[NDArray[np.bool_]]) -> None:
+        """Give some samples masks of another source, which stay as they are."""
+        for i, mask in zip(indices.tolist(), masks, strict=True):
+            self.start[i], self.soft[i], self.fixed[i] = mask, mask.astype(np.float32), True
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -38,6 +45,10 @@ class PseudoMasks:
     def hard(self, i: int) -> NDArray[np.bool_]:
         """`(H, W)` training target of sample i."""
         return np.asarray(self.soft[i] > 0.5)
+
+    def values(self, i: int) -> NDArray[np.float32]:
+        """`(H, W)` soft label of sample i, for methods whose loss takes it as it is."""
+        return self.soft[i]
 
     def state_dict(self) -> dict[str, Any]:
         """Soft labels (their few non-zero pixels) and admissions as tensors."""

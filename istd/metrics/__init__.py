@@ -1,14 +1,16 @@
-"""Metrics: pixel level (IoU, nIoU) and target level (Pd, Fa)."""
+"""Metrics: pixel level (IoU, nIoU), target level (Pd, Fa), and both over all thresholds."""
 
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from istd.metrics.curve import OperatingCurve
+from istd.metrics.holistic import HolisticScore
 from istd.metrics.pixel import PixelScores
 from istd.metrics.target import TargetScores
 
-__all__ = ["PixelScores", "TargetScores", "evaluate_masks"]
+__all__ = ["HolisticScore", "OperatingCurve", "PixelScores", "TargetScores", "evaluate_masks"]
 
 
 def evaluate_masks(pairs: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from istd.teacher.features import cached_tokens, crop_tokens, image_tokens
 from istd.teacher.model import Outputs, Teacher
+from istd.teacher.samf import SAMF
 from istd.teacher.scam import SCAM
-from istd.teacher.vfm import FrozenVFM, VFMWeightsError, load_vfm
+from istd.teacher.vfm import FrozenVFM, VFMWeightsError, load_vfm, vfm_names
 
 __all__ = [
+    "SAMF",
     "SCAM",
     "FrozenVFM",
     "Outputs",
@@ -15,4 +17,5 @@ __all__ = [
     "crop_tokens",
     "image_tokens",
     "load_vfm",
+    "vfm_names",
 ]

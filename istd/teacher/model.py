@@ -1,4 +1,4 @@
-"""The teacher: the student's own weights, with SCAM between encoder and decoder.
+"""The teacher: the student's own weights, with an adapter (SCAM or SAMF) between encoder and decoder.
 
 Encoder features are computed once and decoded twice, bare for the student and modulated for the teacher. The two
 decoder passes see different feature distributions, so the teacher keeps BatchNorm statistics of its own and the
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from istd.teacher.samf import SAMF
 from istd.teacher.scam import SCAM
 
 
@@ -37,14 +38,14 @@ class Teacher(nn.Module):
 
     Args:
         student: a network of `istd.students`.
-        scam: the modulation for the student's stages.
+        adapter: what the VFM's tokens do to the student's features: SCAM or SAMF.
         share_batch_norm: let both passes update one set of BatchNorm statistics, as published.
     """
 
-    def __init__(self, student: nn.Module, scam: SCAM, share_batch_norm: bool = False) -> None:
+    def __init__(self, student: nn.Module, adapter: SCAM | SAMF, share_batch_norm: bool = False) -> None:
         super().__init__()
         self.student: Any = student
-        self.scam = scam
+        self.adapter = adapter
         self._names = {} if share_batch_norm else {n: n.replace(".", "_") for n, _ in student.named_buffers()}
         self.statistics = nn.Module()
         for name, buffer in student.named_buffers():
@@ -58,7 +59,7 @@ class Teacher(nn.Module):
 
     def decode(self, features: list[Tensor], tokens: Tensor) -> Tensor:
         """The teacher's logits from encoder features."""
-        modulated = self.scam(features, tokens)
+        modulated = self.adapter(features, tokens)
         lent = {f"student.{name}": getattr(self.statistics, own) for name, own in self._names.items()}
         out: Tensor = functional_call(_Decoder(self.student), lent, (modulated,))
         return out

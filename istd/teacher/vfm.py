@@ -128,6 +128,13 @@ def load_vfm(name: str, weights: Path | str | None = None, random: bool = False,
     return FrozenVFM(model, name, pretrained=not random, embedding=embedding)
 
 
+def vfm_names() -> list[str]:
+    """Names of timm's plain vision transformers that have pretrained weights, the DINOv3 ones first."""
+    names = timm.list_models("vit_*", module="vision_transformer", pretrained=True)
+    names = timm.list_models("vit_*dinov3*", pretrained=True) + names
+    return list(dict.fromkeys(names))
+
+
 def _hub_file(name: str) -> Path:
     """The model's weight file, from the hub's local cache or downloaded into it.
 

@@ -21,6 +21,7 @@ from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import load_student
 from istd.run import prepare_folder, run
+from istd.students import STUDENTS
 
 TINY = replace(
     PRESETS["smoke"],
@@ -160,6 +161,19 @@ def test_methods_without_a_teacher(scenes, tmp_path, method):
     initial = metrics["pseudo_masks"]["initial"]
     assert (initial["IoU"] == 1.0) is (method == "full")
     assert initial == metrics["pseudo_masks"]["final"]
+
+
+@pytest.mark.parametrize("method", ["semantic-priors", "plain"])
+@pytest.mark.parametrize("student", list(STUDENTS))
+def test_every_student_trains_with_a_teacher_and_without(scenes, student, method):
+    experiment = Experiment(replace(TINY, student=student, method=method, epochs=1), scenes, progress=False)
+    before = [p.detach().clone() for p in experiment.student.parameters()]
+    experiment.fit()
+    moved = [not torch.equal(a, b) for a, b in zip(before, experiment.student.parameters(), strict=True)]
+    assert np.mean(moved) > 0.9
+    prediction = experiment.predict_student(scenes.test[0].image)
+    assert prediction.shape == scenes.test[0].image.shape
+    assert np.isfinite(prediction).all()
 
 
 @pytest.mark.parametrize(
@@ -307,7 +321,7 @@ def test_a_folder_with_a_run_is_refused(finished, capsys):
         prepare_folder(out, resume=False, overwrite=False)
     with pytest.raises(ValueError, match="exclude each other"):
         prepare_folder(out, resume=True, overwrite=True)
-    assert main(["--out", str(out)]) == 2
+    assert main(["train", "--out", str(out)]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert (out / "metrics.json").is_file()
 
@@ -343,7 +357,7 @@ def test_nan_in_an_image_names_the_batch_and_keeps_the_checkpoint(scenes, tmp_pa
 def test_bad_flags_end_with_a_message_and_exit_code_2(flags, message, tmp_path, capsys):
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    assert main(["--out", str(tmp_path / "run"), "--quiet", *flags]) == 2
+    assert main(["train", "--out", str(tmp_path / "run"), "--quiet", *flags]) == 2
     assert message in capsys.readouterr().err
 
 

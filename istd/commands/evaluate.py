@@ -1,0 +1,69 @@
+"""`istd evaluate`: score a trained student on a split with true masks."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bilevel.checkpoint import write_atomically
+from istd.commands.common import add_data_flags, add_device_flags, resolve_device
+from istd.data.layouts import SPLITS, load_folder
+from istd.export import load_student
+from istd.metrics import HolisticScore, OperatingCurve, evaluate_masks
+from istd.report import draw_curve, format_table
+
+
+def add(subparsers: Any) -> None:
+    """Declare the flags."""
+    p = subparsers.add_parser(
+        "evaluate",
+        help="score a trained student",
+        description="Score a trained student on a split with true masks: IoU, nIoU, Pd, Fa at a threshold, and Pd and "
+        "Fa over all thresholds.",
+    )
+    p.add_argument("student", type=Path, help="student.safetensors, or the folder of a run")
+    add_data_flags(p, required=True)
+    p.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    p.add_argument("--threshold", type=float, default=0.5, help="probability above which a pixel is a target [0.5]")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
+    p.add_argument("--curve", type=Path, metavar="FILE", help="draw Pd over Fa here (PNG)")
+    add_device_flags(p)
+    p.set_defaults(run=evaluate)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Predict every image, score, print, and write what was asked for.
+
+    Raises:
+        ValueError: for a threshold outside (0, 1), or an image without a true mask.
+    """
+    if not 0 < args.threshold < 1:
+        raise ValueError(f"`--threshold` must lie in (0, 1), got {args.threshold}.")
+    path = args.student / "student.safetensors" if args.student.is_dir() else args.student
+    predictor = load_student(path, resolve_device(args))
+    samples = getattr(load_folder(args.data, args.points), args.split)
+    curve, holistic, pairs = OperatingCurve(), HolisticScore(), []
+    for sample in tqdm(samples, args.split, unit="image", disable=args.quiet):
+        truth = sample.truth()
+        if truth is None:
+            raise ValueError(f"Image {sample.name!r} has no true mask, so there is nothing to score it against.")
+        probabilities = predictor(sample.image)
+        pairs.append((probabilities > args.threshold, truth))
+        curve.update(probabilities, truth)
+        holistic.update(probabilities, truth)
+    scores = evaluate_masks(pairs)
+    points = curve.compute()
+    print(format_table({str(path): scores}, f"{args.data.name}, {args.split}: {len(samples)} images"))
+    whole = holistic.compute()
+    print(
+        f"over all thresholds: {100 * whole['score']:.1f} % (pixels {100 * whole['pixels']:.1f}, targets "
+        f"{100 * whole['targets']:.1f}; a score of ours, see istd.metrics.HolisticScore)"
+    )
+    if args.json:
+        facts = {"student": str(path), "split": args.split, "threshold": args.threshold}
+        content = json.dumps({**facts, **scores, "holistic": whole, "curve": points}, indent=2) + "\n"
+        write_atomically(args.json, lambda file: file.write(content.encode()))
+    if args.curve:
+        draw_curve(args.curve, {path.stem: points})

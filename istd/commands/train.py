@@ -1,0 +1,78 @@
+"""`istd train`: one training run, and optionally another method beside it."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from istd.commands.common import add_data_flags, add_device_flags, resolve_device
+from istd.config import Config
+from istd.data.layouts import Dataset, load_folder
+from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.flags import add_config_flags, config_from
+from istd.methods import METHODS
+from istd.run import Metrics, prepare_folder, run, summary_table
+
+log = logging.getLogger("istd")
+
+
+def add(subparsers: Any) -> None:
+    """Declare the flags of a training run."""
+    p = subparsers.add_parser(
+        "train",
+        help="train a student from points",
+        description="Train a small infrared target detector from one point per target. Without --data, a demonstration "
+        "on synthetic scenes that are rendered in memory.",
+    )
+    add_data_flags(p)
+    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the results; default runs/demo")
+    p.add_argument("--beside", choices=list(METHODS), help="also train this method and print its row")
+    p.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    p.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add_device_flags(p)
+    add_config_flags(p)
+    p.set_defaults(run=train)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Load the data, train, and print the table."""
+    config = config_from(args)
+    device = resolve_device(args)
+    out: Path = args.out
+    prepare_folder(out, args.resume, args.overwrite)
+    dataset = dataset_of(args)
+    handler = logging.FileHandler(out / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        other = args.beside or ("plain" if args.data is None and config.method != "plain" else None)
+        # The run that was asked for comes first: what is wrong with its flags shows at once.
+        metrics = run(config, dataset, out, device, args.resume, not args.quiet)
+        beside = [_beside(args, config_from(args, other), dataset, out / other, device)] if other else []
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+    print(summary_table(metrics, beside))
+    print(f"{metrics['seconds']:.0f} s; results in {out}/: metrics.json, report.png, student.safetensors")
+
+
+def dataset_of(args: argparse.Namespace) -> Dataset:
+    """The folder of `--data`, or the scenes of the demonstration."""
+    if args.data is not None:
+        return load_folder(args.data, args.points)
+    return synthetic_dataset(train=64, val=20, test=32, config=SceneConfig(), seed=0)
+
+
+def _beside(args: argparse.Namespace, config: Config, dataset: Dataset, folder: Path, device: torch.device) -> Metrics:
+    """The metrics of the run to compare with, from its finished folder or made now."""
+    finished = folder / "metrics.json"
+    if finished.is_file() and not args.overwrite:
+        found: Metrics = json.loads(finished.read_text())
+        if json.loads((folder / "config.json").read_text()) == config.as_dict() and found["dataset"] == dataset.name:
+            return found
+    prepare_folder(folder, args.resume, args.overwrite)
+    return run(config, dataset, folder, device, args.resume, not args.quiet)

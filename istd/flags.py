@@ -1,0 +1,95 @@
+"""Command-line flags of a run's configuration: names, types and help come from the `Config` dataclass itself."""
+
+import argparse
+import json
+import re
+import types
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from istd.config import CHOICES, PRESETS, Config, configure
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset`, `--config` and one flag per field of `Config`; flags that are not given stay None."""
+    parser.add_argument("--preset", choices=list(PRESETS), help="default: cpu with --data, smoke without")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="JSON with some fields, such as a run's config.json; flags win"
+    )
+    group = parser.add_argument_group(
+        "configuration", "Defaults are those of the preset; the values shown are `paper`'s."
+    )
+    hints, texts = get_type_hints(Config), descriptions()
+    for field in fields(Config):
+        if field.name == "preset":
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        text = f"{texts[field.name]} [{field.default}]".replace("%", "%%")
+        kind = _plain(hints[field.name])
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif field.name in CHOICES:
+            group.add_argument(flag, choices=list(CHOICES[field.name]), help=text)
+        else:
+            group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
+
+
+def config_from(args: argparse.Namespace, method: str | None = None) -> Config:
+    """The frozen config that preset, method, file and flags describe, each overriding the one before.
+
+    Args:
+        args: parsed flags.
+        method: in place of the flags' method, for a comparison in the same budget.
+
+    Raises:
+        ValueError: for a file that is no JSON object, an unknown field in it, or an impossible value.
+    """
+    given = read_config(args.config) if args.config is not None else {}
+    preset = args.preset or given.pop("preset", None) or ("cpu" if args.data else "smoke")
+    given.pop("preset", None)
+    flags = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != "preset"}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    if args.vfm_random is None and (args.vfm is not None or args.vfm_weights is not None):
+        given["vfm_random"] = False  # naming a model or its weights asks for trained ones
+    chosen = method or given.get("method")
+    return configure(preset, chosen, **{k: v for k, v in given.items() if k != "method"})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Fields of `Config` from a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON object, or names an unknown field.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"`--config {path}` is not a file.")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`--config {path}` is not JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"`--config {path}` must hold an object of fields, got a {type(content).__name__}.")
+    known = {f.name for f in fields(Config)}
+    unknown = sorted(content.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"`--config {path}` names the unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}."
+        )
+    return content
+
+
+def descriptions() -> dict[str, str]:
+    """What the docstring of `Config` says of every field."""
+    text = (Config.__doc__ or "").split("Attributes:")[1]
+    entries = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", text, flags=re.MULTILINE)
+    return {name: " ".join(entry.split()) for name, entry in entries}
+
+
+def _plain(hint: Any) -> type:
+    """`int` for `int` and for `int | None`."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+    assert isinstance(hint, type)
+    return hint

@@ -1,0 +1,137 @@
+"""Many runs as one table: rows of configurations, several seeds each, resumable cell by cell."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.stats import ttest_rel
+
+from bilevel.checkpoint import write_atomically
+from istd.config import Config
+from istd.data.layouts import Dataset
+from istd.run import Metrics, prepare_folder, run, write_json
+
+SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
+Rows = Mapping[str, Config]
+
+
+def run_grid(
+    rows: Rows,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    out: Path,
+    device: torch.device | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = print,
+) -> dict[str, list[Metrics]]:
+    """Train every row with every seed, or take what an earlier call has finished.
+
+    Args:
+        rows: a configuration for every row; its seed is replaced.
+        seeds: seeds, the same for all rows, so that rows can be compared in pairs.
+        dataset: the data of all runs.
+        out: folder; the run of a row and seed lies in `out/ROW/seedN`, a stopped one goes on where it stood.
+        device: where to train.
+        progress: show progress bars.
+        report: called with a line per cell.
+
+    Returns:
+        By row, the metrics of every seed in order.
+    """
+    found: dict[str, list[Metrics]] = {name: [] for name in rows}
+    for seed in seeds:  # seed by seed: a stopped grid is a smaller complete one
+        for name, config in rows.items():
+            cell, folder = replace(config, seed=seed), out / slug(name) / f"seed{seed}"
+            state = _state(folder, cell, dataset.name)
+            if state == "finished":
+                found[name].append(json.loads((folder / "metrics.json").read_text()))
+                continue
+            prepare_folder(folder, resume=state == "stopped", overwrite=state == "other")
+            metrics = run(cell, dataset, folder, device, state == "stopped", progress)
+            found[name].append(metrics)
+            report(f"{name}, seed {seed}: {_summary(metrics['student'])} ({metrics['seconds']:.0f} s)")
+    return found
+
+
+def slug(name: str) -> str:
+    """A row's name as that of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _state(folder: Path, config: Config, dataset: str) -> str:
+    """`empty`, `finished`, `stopped`, or `other`: a run of another configuration, which is replaced."""
+    files = folder / "config.json", folder / "metrics.json", folder / "checkpoint.pt"
+    if not any(f.is_file() for f in files):
+        return "empty"
+    try:
+        same = json.loads(files[0].read_text()) == config.as_dict()
+        done = files[1].is_file() and json.loads(files[1].read_text())["dataset"] == dataset
+    except (OSError, ValueError, KeyError):
+        return "other"
+    if not same:
+        return "other"
+    return "finished" if done else "stopped" if files[2].is_file() else "other"
+
+
+def _summary(block: Mapping[str, float] | None) -> str:
+    if block is None:
+        return "no true masks to score against"
+    return " ".join(f"{key} {scale * block[key]:.1f}" for key, scale in SCALES.items())
+
+
+def markdown(found: Mapping[str, Sequence[Metrics]], note: str) -> str:
+    """Mean and deviation over seeds; difference of IoU to the first row with a paired t-test."""
+    reference, *_ = found
+    lines = [note, "", "| row | seeds | IoU % | nIoU % | Pd % | Fa 1e-6 | - first, IoU | p | IoU moves late |"]
+    lines.append("|---" * 9 + "|")
+    base = _values(found[reference], "IoU")
+    for name, runs in found.items():
+        cells = [_spread(_values(runs, key)) for key in SCALES]
+        gain = _values(runs, "IoU") - base
+        p = f"{ttest_rel(_values(runs, 'IoU'), base).pvalue:.2f}" if len(gain) > 1 and np.ptp(gain) > 0 else ""
+        late = 100 * float(np.mean([r["stability"]["late_change"] for r in runs]))
+        cells += ["" if name == reference else f"{gain.mean():+.1f}", p, f"{late:.1f}"]
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: Mapping[str, Sequence[Metrics]], path: Path) -> None:
+    """Every seed as a dot and the mean as a bar, IoU and nIoU."""
+    figure = Figure(figsize=(9, 1.4 + 0.32 * len(found)), constrained_layout=True)
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(1, 2, sharey=True)
+    for axis, key in zip(axes, ("IoU", "nIoU"), strict=True):
+        for y, runs in enumerate(found.values()):
+            values = _values(runs, key)
+            axis.plot(values, np.full(len(values), y), "o", color="tab:blue", alpha=0.6, ms=4)
+            axis.plot([values.mean()], [y], "|", color="black", ms=14)
+        axis.axvline(_values(next(iter(found.values())), key).mean(), color="0.7", lw=0.8, zorder=0)
+        axis.set_xlabel(f"student {key}, %")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(found)), list(found), fontsize=8)
+    axes[0].invert_yaxis()
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def write_grid(found: Mapping[str, Sequence[Metrics]], out: Path, name: str, note: str) -> str:
+    """Write `NAME.md`, `NAME.json` and `NAME.png` into `out`, and return the table."""
+    text = markdown(found, note)
+    write_atomically(out / f"{name}.md", lambda file: file.write(text.encode()))
+    write_json(out / f"{name}.json", {row: list(runs) for row, runs in found.items()})
+    draw(found, out / f"{name}.png")
+    return text
+
+
+def _values(runs: Sequence[Metrics], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return SCALES[key] * np.array([r["student"][key] for r in runs], dtype=np.float64)
+
+
+def _spread(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    return f"{values.mean():.1f}" + (f" +- {values.std(ddof=1):.1f}" if len(values) > 1 else "")

@@ -1,0 +1,232 @@
+"""The baselines: their losses, label rules and start masks against cases worked by hand, and whole small runs."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from istd.config import PRESETS, configure
+from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.experiment import Experiment
+from istd.export import load_student
+from istd.labels import INITIAL_MASKS, LabelEvolution, MonteCarloClustering
+from istd.losses import edge_ohem, soft_focal
+from istd.metrics import HolisticScore, evaluate_masks
+from istd.run import run
+from istd.students import create_student
+from istd.teacher import SAMF
+from istd.teacher.samf import FusionBlock
+
+SMALL = {"student": "mlcl", "width": 0.25, "crop": 32, "batch_size": 4, "epochs": 6, "evaluate_every": 3}
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def test_edge_ohem_by_hand():
+    """A 3x3 label in 5x5: eight boundary pixels count four times, and the losses from the median on are averaged."""
+    target = torch.zeros(1, 1, 5, 5)
+    target[0, 0, 1:4, 1:4] = 1.0
+    logits = torch.full((1, 1, 5, 5), logit(0.1))  # background costs -log 0.9, foreground -log 0.1
+    easy, hard = -math.log(0.9), -math.log(0.1)
+    # 25 losses: 16 easy, 1 hard (inside), 8 at 4 hard; the median is easy, so all are kept.
+    expected = (16 * easy + hard + 8 * 4 * hard) / 25
+    assert float(edge_ohem(logits, target)) == pytest.approx(expected, rel=1e-5)
+    logits[0, 0, 0, :] = logit(0.01)  # 5 pixels drop below the median
+    assert float(edge_ohem(logits, target)) == pytest.approx((11 * easy + hard + 32 * hard) / 20, rel=1e-5)
+
+
+def test_soft_focal_by_hand():
+    """y = 1, 1/2 and 0 at p = 1/2: 1/4 log 2 [1 + 0, 1/2 + 1/16, 0 + 1], over one certain pixel."""
+    target = torch.tensor([1.0, 0.5, 0.0]).view(1, 1, 1, 3)
+    expected = 0.25 * math.log(2) * (1 + 0.5 + 1 / 16 + 1)
+    assert float(soft_focal(torch.zeros(1, 1, 1, 3), target)) == pytest.approx(expected, rel=1e-5)
+    none = torch.tensor([0.5, 0.5]).view(1, 1, 1, 2)
+    assert float(soft_focal(torch.zeros(1, 1, 1, 2), none)) == pytest.approx(
+        0.25 * math.log(2) * 2 * (9 / 16), rel=1e-5
+    )
+
+
+def published(name):
+    settings = configure("paper", name)
+    return LabelEvolution(
+        cap=settings.evolve_cap,
+        decay=settings.evolve_decay,
+        anchors=settings.anchors,
+        relative=settings.evolve_relative,
+    )
+
+
+@pytest.mark.parametrize(("name", "faded"), [("lesps", 0.6), ("pal", 0.97 * 0.6)])
+def test_label_rules_by_hand(name, faded):
+    """100x100: L = 15 pixels. A region of one pixel with m = 0.8: thr = 0.4 + 0.2 / 15 = 0.4133."""
+    label, prediction = np.zeros((100, 100), dtype=np.float32), np.zeros((100, 100), dtype=np.float32)
+    label[50, 50] = 1.0
+    label[10, 10] = 0.6  # a region of its own whose window holds no response at its centre
+    start = np.zeros((100, 100), dtype=bool)
+    start[50, 50] = True
+    prediction[50, 50:53] = 0.8, 0.42, 0.41
+    new = published(name)(label, prediction, np.array([[50, 50]]), start)
+    assert new[50, 50] == 1.0
+    assert new[50, 51] == pytest.approx(0.21)
+    assert new[50, 52] == 0.0
+    assert new[10, 10] == pytest.approx(faded)
+
+
+def test_methods_bring_their_constants_and_flags_win():
+    pal = configure("cpu", "pal")
+    assert (pal.initial, pal.loss, pal.alarms, pal.evolve_every) == ("canny", "edge-ohem", 5.0, 5)
+    assert pal.epochs == PRESETS["cpu"].epochs  # the same budget
+    assert configure("cpu", "pal", loss="bce").loss == "bce"
+    assert configure("cpu") == PRESETS["cpu"]
+    with pytest.raises(ValueError, match="Unknown method 'pall'"):
+        configure("cpu", "pall")
+
+
+def test_points_alone_start_with_the_points():
+    points = np.array([[3, 4], [10, 2]])
+    mask = INITIAL_MASKS["points"](np.zeros((16, 16), dtype=np.float32), points).mask
+    assert sorted(map(tuple, np.argwhere(mask).tolist())) == [(3, 4), (10, 2)]
+    empty = INITIAL_MASKS["points"](np.zeros((16, 16), dtype=np.float32), np.zeros((0, 2), dtype=np.int64))
+    assert not empty.mask.any()
+
+
+def test_monte_carlo_superpixels_find_bright_targets_and_repeat():
+    scenes = synthetic_dataset(6, 1, 1, SceneConfig(size=96)).train
+    rule = MonteCarloClustering(repeats=20)
+    masks = [rule(s.image, s.points).mask for s in scenes]
+    found = evaluate_masks([(m, s.truth()) for m, s in zip(masks, scenes, strict=True)])
+    square = evaluate_masks([(INITIAL_MASKS["square"](s.image, s.points).mask, s.truth()) for s in scenes])
+    assert found["nIoU"] > 0.25
+    assert found["Pd"] > 0.5
+    assert square["IoU"] > 0  # the comparison exists
+    assert np.array_equal(masks[0], rule(scenes[0].image, scenes[0].points).mask)
+
+
+@pytest.mark.parametrize("method", ["diffuse-to-detect", "lesps", "pal", "mclc"])
+def test_baselines_train_from_points(method):
+    scenes = synthetic_dataset(10, 4, 2, SceneConfig(size=64))
+    hidden = replace(
+        scenes, **{s: tuple(replace(x, mask_source=None) for x in getattr(scenes, s)) for s in ("train", "val")}
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    experiment = Experiment(
+        configure("smoke", method, **SMALL, evolve_from=0.2, bilevel_every=2), hidden, progress=False
+    )
+    experiment.fit()
+    torch.set_num_threads(before)
+    assert experiment.vfm is None
+    assert all(math.isfinite(entry["inner_loss"]) for entry in experiment.trainer.history)
+    assert experiment.selection.best["score"] >= 0
+    assert any("label_change" in entry for entry in experiment.trainer.history) == (method in ("lesps", "pal"))
+    learned = [p for p in experiment.weights.parameters() if p.abs().sum() > 0]
+    assert bool(learned) == (method == "diffuse-to-detect")
+
+
+def test_soft_labels_reach_the_loss_as_they_are():
+    scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
+    experiment = Experiment(configure("smoke", "lesps", **SMALL), scenes, progress=False)
+    for soft in experiment.labels.soft:
+        soft[:] = 0.3
+    batch = next(iter(experiment.trainer.inner_batches))
+    assert torch.allclose(batch.target, torch.full_like(batch.target, 0.3))
+
+
+def features_and_tokens(side=3):
+    torch.manual_seed(0)
+    return [torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)], torch.randn(2, 8, side * side, 5)
+
+
+def test_samf_starts_as_the_identity_and_learns_in_all_its_parts():
+    features, tokens = features_and_tokens()
+    module = SAMF(8, 5, (4, 6))
+    assert module.depths == [1, 3, 5, 7]
+    assert SAMF(12, 5, (4, 6)).depths == [2, 5, 8, 11]
+    assert all(torch.equal(a, b) for a, b in zip(features, module(features, tokens), strict=True))
+    for p in module.parameters():
+        p.data.normal_(std=0.3)
+    out = module(features, tokens)
+    assert torch.equal(out[0], features[0])
+    out[1].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_a_fusion_block_is_its_formula():
+    torch.manual_seed(0)
+    block, x, d = FusionBlock(4, 3), torch.randn(1, 4, 5, 5), torch.randn(1, 3, 5, 5)
+    for p in block.parameters():
+        p.data.normal_()
+    times, plus = block.times(d), block.plus(d)
+    y = torch.cat([block.after_times(x[:, :2] * times), block.after_plus(x[:, 2:] + plus)], dim=1)
+    assert torch.allclose(block(x, d), block.out(y + x), atol=1e-5)
+
+
+def test_semantic_maps_are_fused_where_they_lie():
+    """A token changes the features above it and, but for the reach of three 3x3 convolutions a block, no others."""
+    torch.manual_seed(0)
+    module = SAMF(1, 5, (4,), blocks=1)
+    for p in module.parameters():
+        p.data.normal_(std=0.3)
+    x, tokens = [torch.zeros(1, 4, 32, 32)], torch.randn(1, 1, 64, 5)
+    other = tokens.clone()
+    other[0, 0, 0] += 1.0  # the upper left of an 8x8 grid: 4x4 pixels, and bilinear weights reach 2 more
+    change = (module(x, tokens)[0] - module(x, other)[0]).abs().amax(1)[0]
+    assert change[:4, :4].max() > 0
+    assert change[9:].max() == change[:, 9:].max() == 0
+
+
+def test_samf_names_what_does_not_fit():
+    features, tokens = features_and_tokens()
+    with pytest.raises(ValueError, match="7 places, which is no square grid"):
+        SAMF(8, 5, (4, 6))(features, tokens[:, :, :7])
+    with pytest.raises(ValueError, match=r"\(4, 6\) channels; this SAMF was built for \(4, 8\)"):
+        SAMF(8, 5, (4, 8))(features, tokens)
+
+
+@pytest.mark.parametrize("labels", ["pseudo", "true"])
+def test_fdep_trains_both_branches_and_deploys_the_light_one(labels, tmp_path):
+    scenes = synthetic_dataset(8, 4, 2, SceneConfig(size=64))
+    config = configure("smoke", "fdep", **SMALL | {"epochs": 2}, train_labels=labels)
+    metrics = run(config, scenes, tmp_path, progress=False)
+    assert metrics["train_labels"] == labels
+    assert (metrics["pseudo_masks"]["initial"]["IoU"] == 1.0) is (labels == "true")
+    assert metrics["pseudo_masks"]["initial"] == metrics["pseudo_masks"]["final"]
+    assert metrics["teacher"] is not None
+    light = load_student(tmp_path / "student.safetensors")
+    assert sum(p.numel() for p in light.student.parameters()) == sum(
+        p.numel() for p in create_student("mlcl", 0.25).parameters()
+    )
+
+
+def test_samf_refuses_tokens_that_do_not_align():
+    scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
+    with pytest.raises(ValueError, match="`vfm_view` must be 'crop'"):
+        Experiment(configure("smoke", "fdep", **SMALL, vfm_view="image"), scenes, progress=False)
+
+
+def test_the_holistic_score_by_hand():
+    """One target of 2 pixels predicted at 0.7, one false pixel at 0.3, a shift of the centroid by 0.5."""
+    truth = np.zeros((12, 12), dtype=bool)
+    truth[5, 5:7] = True
+    p = np.zeros((12, 12), dtype=np.float32)
+    p[5, 5:8] = 0.7  # centroid 0.5 to the right
+    p[0, 0] = 0.3
+    score = HolisticScore(thresholds=(0.2, 0.5), distances=(0.4, 3.0))
+    score.update(p, truth)
+    found = score.compute()
+    assert found["pixels"] == pytest.approx((2 / 4 + 2 / 3) / 2)
+    # t = 0.2: 2 regions and 1 target, F1 = 0 and 2/3; t = 0.5: 1 and 1, F1 = 0 and 1.
+    assert found["targets"] == pytest.approx((0 + 2 / 3 + 0 + 1) / 4)
+    assert found["score"] == pytest.approx((found["pixels"] + found["targets"]) / 2)
+    perfect = HolisticScore()
+    perfect.update(truth.astype(np.float32), truth)
+    assert perfect.compute() == {"score": 1.0, "pixels": 1.0, "targets": 1.0}
+    empty = HolisticScore()
+    empty.update(np.zeros((4, 4), dtype=np.float32), np.zeros((4, 4), dtype=bool))
+    assert empty.compute()["score"] == 0.0
+    with pytest.raises(ValueError, match="`weight` must lie"):
+        HolisticScore(weight=2.0)

@@ -1,0 +1,215 @@
+"""The subcommands as a user types them, and the flags that come from the dataclass."""
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from istd.cli import main, parser
+from istd.commands.ablate import ROWS, rows_of
+from istd.config import PRESETS, Config
+from istd.data.crops import Normalisation
+from istd.data.layouts import load_samples
+from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.experiment import Experiment
+from istd.export import save_student
+from istd.flags import config_from, descriptions
+from istd.metrics import OperatingCurve, evaluate_masks
+from istd.students import STUDENTS, create_student
+
+
+def config(*flags):
+    return config_from(parser().parse_args(["train", *flags]))
+
+
+def test_every_field_has_a_flag_with_help():
+    assert descriptions().keys() == {f.name for f in fields(Config)}
+    given = config("--lr", "0.5", "--clusters", "7", "--no-cosine", "--variant", "published", "--evolve-cap", "inf")
+    assert given == replace(
+        PRESETS["smoke"], lr=0.5, clusters=7, cosine=False, variant="published", evolve_cap=float("inf")
+    )
+
+
+def test_flags_override_a_file_which_overrides_the_preset(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"preset": "cpu", "lr": 0.25, "epochs": 9}))
+    assert config("--config", str(tmp_path / "c.json"), "--epochs", "3") == replace(PRESETS["cpu"], lr=0.25, epochs=3)
+
+
+def test_a_named_vfm_is_meant_to_be_trained():
+    assert config().vfm_random
+    assert not config("--vfm", "vit_tiny_patch16_224").vfm_random
+    assert config("--vfm", "vit_tiny_patch16_224", "--vfm-random").vfm_random
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("[1]", "must hold an object"), ('{"epoch": 3}', "unknown field 'epoch'; known: alarms")],
+)
+def test_bad_config_files_are_named(content, message, tmp_path, capsys):
+    (tmp_path / "c.json").write_text(content)
+    assert main(["train", "--config", str(tmp_path / "c.json"), "--out", str(tmp_path / "r")]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["train", "--config", "nowhere.json", "--out", str(tmp_path / "r")]) == 2
+    assert "not a file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images with points and masks, without split files."""
+    data = synthetic_dataset(3, 1, 1, seed=5).train
+    for name in ("images", "labels", "masks_centroid"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for s in data:
+        save = {"images": s.image, "labels": s.truth(), "masks_centroid": np.zeros(s.image.shape, dtype=bool)}
+        save["masks_centroid"][tuple(s.points.T)] = True
+        for where, picture in save.items():
+            content = np.round(255 * picture.astype(np.float64)).astype(np.uint8)
+            Image.fromarray(content).save(tmp_path / "data" / where / f"{s.name}.png")
+    return tmp_path / "data"
+
+
+def test_masks_are_drawn_for_every_image_and_scored_where_the_truth_is_known(folder, tmp_path, capsys):
+    assert main(["masks", "--data", str(folder), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 masks of" in printed
+    assert "against the true masks of 3 images" in printed
+    for sample in load_samples(folder):
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{sample.name}.png"))
+        assert mask.shape == sample.image.shape
+        assert set(np.unique(mask)) <= {0, 255}
+        assert mask[tuple(sample.points[0])] == 255
+    assert (tmp_path / "out" / "doubtful.csv").read_text().startswith("image,x,y")
+    assert (tmp_path / "out" / "overview.jpg").stat().st_size > 5000
+
+
+def test_masks_need_points_not_truth(folder, tmp_path, capsys):
+    for path in (folder / "labels").iterdir():
+        path.unlink()
+    (folder / "labels").rmdir()
+    assert main(["masks", "--data", str(folder), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert "against" not in capsys.readouterr().out
+    for path in (folder / "masks_centroid").iterdir():
+        path.unlink()
+    assert main(["masks", "--data", str(folder), "--out", str(tmp_path / "o2"), "--quiet"]) == 2
+    assert "has no point label file" in capsys.readouterr().err
+
+
+def test_a_student_is_scored_over_all_thresholds(folder, tmp_path, capsys):
+    (folder / "mode").mkdir()
+    names = [s.name for s in load_samples(folder)]
+    for split, name in zip(("train", "val", "test"), names, strict=True):
+        (folder / "mode" / f"{split}.txt").write_text(name + "\n")
+    student = tmp_path / "student.safetensors"
+    save_student(student, create_student("mlcl", 0.25), "mlcl", 0.25, Normalisation(0.4, 0.2))
+    flags = ["--data", str(folder), "--quiet", "--json", str(tmp_path / "s.json"), "--curve", str(tmp_path / "c.png")]
+    assert main(["evaluate", str(tmp_path), *flags]) == 0  # a folder with student.safetensors
+    assert "1 images" in capsys.readouterr().out
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert 0 <= found["IoU"] <= 1
+    assert len(found["curve"]) == 19
+    assert (tmp_path / "c.png").stat().st_size > 5000
+    assert main(["evaluate", str(student), "--data", str(folder), "--threshold", "1"]) == 2
+    assert "must lie in (0, 1)" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "none"), "--data", str(folder)]) == 2
+    assert "no student at" in capsys.readouterr().err
+
+
+def test_the_curve_agrees_with_single_thresholds():
+    rng = np.random.default_rng(0)
+    images = [(rng.random((40, 40), dtype=np.float32) ** 2, rng.random((40, 40)) > 0.98) for _ in range(3)]
+    curve = OperatingCurve((0.2, 0.6))
+    for p, truth in images:
+        curve.update(p, truth)
+    for point in curve.compute():
+        masks = [(p > point["threshold"], truth) for p, truth in images]
+        single = evaluate_masks(masks)
+        assert (point["Pd"], point["Fa"]) == (single["Pd"], single["Fa"])
+        hits = sum((m & t).sum() for m, t in masks)
+        assert point["TPR"] == hits / sum(t.sum() for _, t in masks)
+        assert point["FPR"] == (sum(m.sum() for m, _ in masks) - hits) / sum((~t).sum() for _, t in masks)
+    with pytest.raises(ValueError, match="must rise inside"):
+        OperatingCurve((0.5, 0.2))
+
+
+def test_lists_are_readable_by_people_and_programs(capsys):
+    assert main(["list", "methods"]) == 0
+    assert "semantic-priors" in capsys.readouterr().out
+    assert main(["list", "students", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["name"] for r in rows] == list(STUDENTS)
+    for row in rows:
+        assert row["parameters"] == sum(p.numel() for p in create_student(row["name"]).parameters())
+        assert row["GFLOPs"] > 0.1
+        assert all(len(stage) == 2 for stage in row["stages"])
+    assert main(["list", "vfms"]) == 0
+    assert "vit_small_plus_patch16_dinov3" in capsys.readouterr().out
+
+
+def test_no_command_prints_the_choices(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "train" in capsys.readouterr().err
+
+
+ABLATION = ["ablate", "--preset", "smoke", "--student", "mlcl", "--width", "0.25", "--crop", "32", "--epochs", "2"]
+ABLATION += ["--bilevel-every", "1", "--bilevel-steps", "1", "--evaluate-every", "1", "--evolve-every", "1"]
+ABLATION += ["--vfm-size", "32", "--threads", "1", "--quiet"]
+
+
+def test_an_ablation_is_one_table_and_resumes_cell_by_cell(tmp_path, capsys, monkeypatch):
+    data = synthetic_dataset(8, 4, 3, SceneConfig(size=64))
+    monkeypatch.setattr("istd.commands.ablate.dataset_of", lambda args: data)
+    flags = [*ABLATION, "--method", "no-vfm", "--out", str(tmp_path), "--seeds", "0", "1", "--rows", "plain"]
+    assert main(flags) == 0
+    first = capsys.readouterr().out
+    assert first.count("seed") >= 4
+    assert "| no-vfm | 2 |" in first
+    assert (tmp_path / "ablation.png").stat().st_size > 5000
+    found = json.loads((tmp_path / "ablation.json").read_text())
+    assert list(found) == ["no-vfm", "plain"]
+    assert [r["seed"] for r in found["plain"]] == [0, 1]
+    (tmp_path / "plain" / "seed1" / "metrics.json").unlink()  # as if stopped before its end
+    assert main(flags) == 0
+    again = capsys.readouterr().out
+    assert again.count("plain, seed 1") == 1
+    assert "plain, seed 0:" not in again
+    second = json.loads((tmp_path / "ablation.json").read_text())
+    assert second["plain"][1]["student"] == found["plain"][1]["student"]
+    assert main([*flags, "--epochs", "1"]) == 0  # another configuration: every cell is made anew
+    assert "plain, seed 0:" in capsys.readouterr().out
+
+
+def test_every_row_of_the_ablation_trains(tmp_path):
+    data = synthetic_dataset(8, 4, 2, SceneConfig(size=64))
+    base = config_from(parser().parse_args(ABLATION))
+    rows = rows_of(base)
+    assert "random VFM" not in rows
+    assert set(rows_of(replace(base, vfm_random=False))) == {"semantic-priors", *ROWS}
+    for name, one in rows.items():
+        experiment = Experiment(one, data, progress=False)
+        experiment.fit()
+        learned = [p for p in experiment.weights.parameters()]
+        assert bool(learned) == (one.method in ("semantic-priors", "no-vfm", "no-evolution")), name
+        assert experiment.selection.best["score"] >= 0
+
+
+def test_true_validation_masks_stay_as_they_are_and_no_other_is_opened():
+    data = synthetic_dataset(8, 4, 2, SceneConfig(size=64))
+    hidden = replace(data, train=tuple(replace(s, mask_source=None) for s in data.train))
+    base = config_from(parser().parse_args([*ABLATION, "--validation-labels", "true"]))
+    experiment = Experiment(base, hidden, progress=False)
+    experiment.fit()
+    for i, sample in zip(experiment.validation, data.val, strict=True):
+        assert np.array_equal(experiment.labels.hard(int(i)), sample.truth())
+    with pytest.raises(ValueError, match="image 'train_0000' has none"):
+        Experiment(replace(base, method="full"), hidden, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [(["--seeds", "1", "1"], "`--seeds` must differ"), (["--data", "nowhere"], "not a folder")]
+)
+def test_impossible_ablations_are_refused(flags, message, tmp_path, capsys):
+    assert main([*ABLATION, "--out", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err
