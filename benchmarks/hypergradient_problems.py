@@ -27,7 +27,7 @@ from bilevel import (
 from bilevel.batched import stack_trees
 from bilevel.modules import parameters_of, problem_from_modules
 from bilevel.products import reverse_over_forward, reverse_over_reverse
-from bilevel.tree import Tree, as_variables, gradient, ravel, vector_jacobian
+from bilevel.tree import Tree, as_variables, ravel
 
 
 def ridge(steps: int = 100) -> Case:
@@ -175,12 +175,7 @@ def convolutions(steps: int = 4) -> Case:
         return problem.inner_loss(w, a, (x, y))
 
     def unroll_floor() -> float:
-        def first() -> Tree:
-            return gradient(loss(variables, outer_variables), variables, create_graph=True)
-
-        slope = first()
-        sources = variables, outer_variables
-        return steps * (seconds(first) + seconds(lambda: vector_jacobian(slope, sources, vector, retain_graph=True)))
+        return steps * seconds(lambda: reverse_over_reverse(loss, variables, outer_variables, vector))
 
     def recomputed_floor() -> float:
         products = (reverse_over_reverse, reverse_over_forward)

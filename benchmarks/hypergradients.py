@@ -6,13 +6,14 @@
 Each problem runs in a process of its own. `ratio` is wall time over that of T plain `torch.optim` steps, both the
 fastest of interleaved repeats in one process. `floor` is the ratio of what the algorithm cannot avoid: its gradients
 and second-order products, each timed in the same process. `error` is relative to a closed form or to the float64
-unroll. `rss_mb` is the growth of peak resident memory over one call, each in a fresh process that has loaded all code
-by a call with T=2. Peers (extra `peers`): higher and torchopt where they offer the algorithm; `by hand` is the shortest
-loop over torch.autograd.
+unroll, median (and worst) over the starts of a problem that has several. `rss_mb` is the growth of peak memory over
+one call, each in a fresh process that has loaded all code by a call with T=2. Peers (extra `peers`): higher and
+torchopt where they offer the algorithm; `by hand` is the shortest loop over torch.autograd.
 """
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from hyper_cleaning import digits
 from hypergradient_problems import PROBLEMS, QUICK
-from timing import timed
+from timing import Case, timed
 
 from bilevel.checkpoint import write_atomically
 
@@ -35,21 +36,17 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
     case = PROBLEMS[name]()
     calls: dict[Any, Any] = {None: case.plain, **case.calls}
     times: dict[Any, list[float]] = {key: [] for key in calls}
-    results: dict[Any, Any] = {}
-    for key, call in calls.items():
-        results[key] = call()
+    for call in calls.values():
+        call()
     for _ in range(repeats):
         for key, call in calls.items():
             times[key].append(timed(call))
     unit = min(times[None])
-    truth = None if case.truth is None else case.truth().double()
+    errors = _errors([case, *(start() for start in case.starts)])
     floors = {method: measured() / unit for method, measured in case.floors.items()}
     rows = []
     for library, method in case.calls:
-        error = None
-        if truth is not None and method in case.exact:
-            found = results[library, method].double()
-            error = float((found - truth).norm() / truth.norm())
+        error = sorted(errors.get((library, method), []))
         seconds_each = times[library, method]
         rows.append(
             {
@@ -59,12 +56,27 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
                 "ratio": min(seconds_each) / unit,
                 "median": sorted(seconds_each)[repeats // 2] / sorted(times[None])[repeats // 2],
                 "milliseconds": 1e3 * min(seconds_each),
-                "error": error,
+                "error": error[len(error) // 2] if error else None,
+                "worst": error[-1] if len(error) > 1 else None,
                 "floor": floors.get(method),
                 "rss_mb": None,
             }
         )
     return rows
+
+
+def _errors(cases: list[Case]) -> dict[tuple[str, str], list[float]]:
+    """Relative errors of every method over the starts of a problem."""
+    errors: dict[tuple[str, str], list[float]] = {}
+    for case in cases:
+        if case.truth is None:
+            continue
+        truth = case.truth().double()
+        for key, call in case.calls.items():
+            if key[1] in case.exact:
+                error = float((call().double() - truth).norm() / truth.norm())
+                errors.setdefault(key, []).append(math.inf if error != error else error)
+    return errors
 
 
 def memory(name: str, library: str, method: str) -> float:
@@ -95,19 +107,24 @@ def markdown(rows: list[dict[str, Any]], note: str) -> str:
     """One table a problem."""
     lines = ["# Hypergradient methods, measured", "", note, ""]
     for problem in dict.fromkeys(r["problem"] for r in rows):
-        lines += [f"## {problem}", "", "| method | library | ratio (median) | floor | ms | relative error | RSS MB |"]
+        lines += [
+            f"## {problem}",
+            "",
+            "| method | library | ratio (median) | floor | ms | relative error (worst) | RSS MB |",
+        ]
         lines.append("|---|---|---|---|---|---|---|")
         for r in rows:
             if r["problem"] == problem:
                 cells = [f"{r['ratio']:.2f} ({r['median']:.2f})", _cell(r["floor"], ".2f"), f"{r['milliseconds']:.1f}"]
-                cells += [_cell(r["error"], ".1e"), _cell(r["rss_mb"], ".0f")]
+                worst = "" if r["worst"] is None else f" ({_cell(r['worst'], '.1e')})"
+                cells += [_cell(r["error"], ".1e") + worst, _cell(r["rss_mb"], ".0f")]
                 lines.append(f"| {r['method']} | {r['library']} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
 def _cell(value: float | None, how: str) -> str:
-    return "" if value is None else "NaN" if value != value else format(value, how)
+    return "" if value is None else "NaN" if math.isinf(value) else format(value, how)
 
 
 def main() -> int:

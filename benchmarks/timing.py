@@ -20,6 +20,7 @@ class Case:
         truth: computes the exact hypergradient; a function, so that it leaves no trace in a measurement of memory.
         floors: by method, seconds that cannot be avoided, measured when asked.
         exact: the methods whose error is measured against it.
+        starts: makes the same problem from other starts, over which errors are measured as well.
     """
 
     plain: Call
@@ -27,6 +28,7 @@ class Case:
     truth: Callable[[], Tensor] | None = None
     floors: dict[str, Callable[[], float]] = field(default_factory=dict)
     exact: frozenset[str] = frozenset()
+    starts: "list[Callable[[], Case]]" = field(default_factory=list)
 
 
 def seconds(call: Call, repeats: int = 5) -> float:

@@ -166,7 +166,9 @@ def test_the_reweighting_benchmark_tells_right_labels_from_wrong_ones(monkeypatc
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = load(Path("benchmarks/reweighting.py"))
     task = "digits, 40 % symmetric"
-    rows = module.measure([task], ["uniform", "per sample", "L2RW", "small loss"], seeds=1, epochs=6)
+    rows = module.measure(
+        {task: module.TASKS[task]}, ["uniform", "per sample", "L2RW", "small loss"], seeds=1, epochs=6
+    )
     found = {r["strategy"]: r for r in rows}
     assert found["uniform"]["auroc"] == 0.5
     assert found["per sample"]["auroc"] > 0.7
@@ -174,6 +176,41 @@ def test_the_reweighting_benchmark_tells_right_labels_from_wrong_ones(monkeypatc
     assert "| per sample |" in text
     module.draw(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+STRATEGY = """
+import torch
+from torch import nn
+from bilevel.reweighting import bounded_weights
+from strategies import STRATEGIES, Strategy
+
+
+class Temperature(nn.Module):
+    '''Weights exp(-a loss): one outer variable.'''
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(()))
+
+    def forward(self, indices, losses):
+        return bounded_weights(-self.a * losses.detach(), 3.0)
+
+
+STRATEGIES["temperature"] = Strategy(lambda task, model: Temperature(), outer_lr=0.3)
+"""
+
+
+def test_a_strategy_of_ones_own_is_one_file(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    (tmp_path / "mine.py").write_text(STRATEGY)
+    flags = ["--strategies", "uniform", "temperature", "--tasks", "digits, 40 % symmetric", "--seeds", "1"]
+    more = ["--epochs", "8", "--strategy-file", str(tmp_path / "mine.py"), "--json", str(tmp_path / "rows.json")]
+    monkeypatch.setattr("sys.argv", ["reweighting.py", *flags, *more])
+    assert load(Path("benchmarks/reweighting.py")).main() == 0
+    assert "| temperature |" in capsys.readouterr().out
+    rows = {r["strategy"]: r for r in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["temperature"]["auroc"] > 0.7
+    assert set(rows["uniform"]) == {"task", "strategy", "seed", "score", "auroc", "seconds_ratio"}
 
 
 def test_corrupted_tasks_are_corrupted_as_they_say(monkeypatch):
@@ -186,3 +223,31 @@ def test_corrupted_tasks_are_corrupted_as_they_say(monkeypatch):
     given = tasks["digits, imbalance 1:100"](0).given.bincount()
     assert int(given[:5].min()) > 20 * int(given[5:].max())
     assert torch.equal(tasks["wine, 40 % symmetric"](3).given, tasks["wine, 40 % symmetric"](3).given)
+
+
+def test_the_costs_of_weights_are_measured(monkeypatch):
+    """A table's memory grows with its clusters, not with its samples; the page holds what was measured."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = load(Path("benchmarks/weight_costs.py"))
+    assert module.memory(1000, 8)[0] == module.memory(100_000, 8)[0] == 4 * module.memory(1000, 2)[0]
+    found = module.steps(module.mlp, rounds=1)
+    assert found["update"] > found["weighted"] > 0.3
+    assert module.clustering(2000, 4, 8) < 60
+
+
+def test_the_leaderboard_gives_every_method_one_budget():
+    module = load(Path("benchmarks/leaderboard.py"))
+    cells = module.rows("cpu", list(module.COMPARED), ["alcl"], vfm_random=True)
+    assert list(cells) == list(module.COMPARED)
+    for field in ("epochs", "batch_size", "crop", "width", "lr", "select_on"):
+        assert len({getattr(c, field) for c in cells.values()}) == 1, field
+    assert cells["lesps"].loss == "soft-focal"
+    two = module.rows("cpu", ["plain"], ["alcl", "msh"])
+    assert list(two) == ["plain, alcl", "plain, msh"]
+
+
+def test_a_diffusion_learns_its_numbers_through_the_network_it_labels_for():
+    """From masks less than half as good; 30 points are far beyond what chance gives on some 80 targets."""
+    before, after, diffusion = load(Path("examples/learned_diffusion.py")).learn(0, epochs=12)
+    assert after > before + 15
+    assert all(p.isfinite() for p in diffusion.parameters())
