@@ -66,8 +66,15 @@ class RepConv(nn.Module):
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()
             weight += gain[:, None, None, None] * kernel
             bias += norm.bias - gain * norm.running_mean
-        like = {"device": weight.device, "dtype": weight.dtype}
-        merged = nn.Conv2d(self.full.in_channels, self.full.out_channels, 3, self.stride, 1, **like)
+        merged = nn.Conv2d(
+            self.full.in_channels,
+            self.full.out_channels,
+            3,
+            self.stride,
+            1,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
         merged.weight.copy_(weight)
         merged.bias.copy_(bias)  # type: ignore[union-attr]
         self.merged = merged
