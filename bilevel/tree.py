@@ -65,18 +65,6 @@ def norm(tree: Tree, lead: int = 0) -> Tensor:
     return dot(tree, tree, lead).sqrt()
 
 
-def ravel(tree: Tree, lead: int = 0) -> Tensor:
-    """All leaves as one `(n,)` vector, or `(*lead dimensions, n)`."""
-    return torch.cat([x.reshape(*x.shape[:lead], -1) for x in leaves(tree)], dim=-1)
-
-
-def unravel(vector: Tensor, like: Tree) -> Tree:
-    """Inverse of `ravel` for a tree of the shapes of `like`."""
-    like_leaves, lead = leaves(like), vector.ndim - 1
-    parts = torch.split(vector, [x.shape[lead:].numel() for x in like_leaves], dim=-1)
-    return rebuild(like, [p.reshape(x.shape) for p, x in zip(parts, like_leaves, strict=True)])
-
-
 class Layout:
     """How the leaves of a tree lie in one vector, worked out once for the many products of a linear solve.
 
@@ -106,6 +94,17 @@ class Layout:
             for p, x in zip(parts, self.leaves, strict=True)
         ]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+
+
+def ravel(tree: Tree, lead: int = 0) -> Tensor:
+    """All leaves as one `(n,)` vector, or `(*lead dimensions, n)`."""
+    layout = Layout(tree, lead)
+    return layout.join(layout.leaves)
+
+
+def unravel(vector: Tensor, like: Tree) -> Tree:
+    """Inverse of `ravel` for a tree of the shapes of `like`."""
+    return rebuild(like, Layout(like, vector.ndim - 1).split(vector))
 
 
 def as_variables(tree: Tree) -> Tree:

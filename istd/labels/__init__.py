@@ -3,7 +3,7 @@
 from istd.labels.diffusion import DiffusionMask, HeatDiffusion
 from istd.labels.evolution import LabelEvolution
 from istd.labels.hard_samples import HardSampleAdmission
-from istd.labels.initial import INITIAL_MASKS, CannyContour, HalfMaximum, InitialMask, PointsAlone, Square
+from istd.labels.initial import INITIAL_MASKS, CannyContour, HalfMaximum, InitialMask, Square
 from istd.labels.monte_carlo import MonteCarloClustering
 from istd.labels.store import PseudoMasks
 
@@ -17,7 +17,6 @@ __all__ = [
     "InitialMask",
     "LabelEvolution",
     "MonteCarloClustering",
-    "PointsAlone",
     "PseudoMasks",
     "Square",
 ]

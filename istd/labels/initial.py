@@ -169,17 +169,6 @@ class Square:
         return InitialMask(mask, np.ones(len(points), dtype=bool))
 
 
-@dataclass(frozen=True)
-class PointsAlone:
-    """The points themselves, one pixel each: the start of LESPS."""
-
-    def __call__(self, image: Image, points: Points) -> InitialMask:
-        """Draw the mask of one image."""
-        mask = np.zeros(image.shape, dtype=bool)
-        mask[points[:, 0], points[:, 1]] = True
-        return InitialMask(mask, np.ones(len(points), dtype=bool))
-
-
 def window_around(shape: tuple[int, ...], row: int, col: int, half: int) -> tuple[slice, slice, int, int]:
     """Slices of the window of half side `half`, clipped to the image, and the centre's place in it."""
     rows = slice(max(row - half, 0), min(row + half + 1, shape[0]))
@@ -203,4 +192,4 @@ INITIAL_MASKS: Registry[InitialRule] = Registry("initial pseudo-mask rule")
 INITIAL_MASKS.register("half-maximum", HalfMaximum())
 INITIAL_MASKS.register("canny", CannyContour())
 INITIAL_MASKS.register("square", Square())
-INITIAL_MASKS.register("points", PointsAlone())
+INITIAL_MASKS.register("points", Square(side=1))  # the start of LESPS

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from istd.metrics.curve import THRESHOLDS
 from istd.regions import find_regions
 
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 DISTANCES = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 

@@ -1,11 +1,12 @@
 """Convolutional blocks that the students share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Stage(NamedTuple):
@@ -45,6 +46,15 @@ def logit_layer(channels: int) -> nn.Conv2d:
     layer = nn.Conv2d(channels, 1, 1)
     logit_bias(layer)
     return layer
+
+
+def run_stages(stages: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """Outputs of all stages, each fed with the one before at half its size (2x2 maxima)."""
+    features: list[Tensor] = []
+    for stage in stages:
+        x = stage(F.max_pool2d(x, 2) if features else x)
+        features.append(x)
+    return features
 
 
 class Subsample(nn.Module):

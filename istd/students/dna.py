@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import AttentionBlock, attention_blocks
-from istd.students.blocks import Stage, logit_layer, scaled
+from istd.students.blocks import Stage, logit_layer, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 ROWS = 5
@@ -46,11 +46,7 @@ class DNANet(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """`(B, 3, H, W) -> [(B, 16 w, H, W), ..., (B, 256 w, H/16, W/16)]`: the grid's first column."""
-        features: list[Tensor] = []
-        for i, stage in enumerate(self.encoder):
-            x = stage(x if i == 0 else F.max_pool2d(x, 2))
-            features.append(x)
-        return features
+        return run_stages(self.encoder, x)
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """The rest of the grid and the fusion: encoder outputs -> logits `(B, 1, H, W)`."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import attention_blocks
-from istd.students.blocks import Stage, logit_bias, scaled
+from istd.students.blocks import Stage, logit_bias, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -37,12 +37,7 @@ class MSHNet(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """`(B, 3, H, W) -> [(B, 16 w, H, W), ..., (B, 256 w, H/16, W/16)]`."""
-        features: list[Tensor] = []
-        x = self.stem(x)
-        for i, stage in enumerate(self.encoder):
-            x = stage(x if i == 0 else F.max_pool2d(x, 2))
-            features.append(x)
-        return features
+        return run_stages(self.encoder, self.stem(x))
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """Encoder outputs -> logits `(B, 1, H, W)`."""

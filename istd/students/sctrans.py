@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import BasicBlock, Stage, conv_bn_relu, logit_bias, scaled
+from istd.students.blocks import BasicBlock, Stage, conv_bn_relu, logit_bias, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 PATCHES = (16, 8, 4, 2)  # token size per scale: all scales meet on the grid of stride 16
@@ -147,11 +147,7 @@ class SCTransNet(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """`(B, 3, H, W) -> [(B, 32 w, H, W), ..., (B, 256 w, H/16, W/16)]`."""
-        features: list[Tensor] = []
-        for i, stage in enumerate(self.encoder):
-            x = stage(x if i == 0 else F.max_pool2d(x, 2))
-            features.append(x)
-        return features
+        return run_stages(self.encoder, x)
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """Encoder outputs -> logits `(B, 1, H, W)`."""

@@ -261,7 +261,11 @@ def test_an_indefinite_inner_problem_warns_and_says_so():
 def test_an_unsolved_system_warns():
     case = quadratic(condition=1e4)
     with pytest.warns(HypergradientWarning, match="not solved"):
-        hypergradient(case.problem, case.inner, case.outer, [None], None, Implicit(ConjugateGradient(max_iter=2)))
+        found = hypergradient(
+            case.problem, case.inner, case.outer, [None], None, Implicit(ConjugateGradient(max_iter=2))
+        )
+    assert not bool(found.stats["converged"])
+    assert found.stats["iterations"] == 2
 
 
 @pytest.mark.parametrize(
