@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bilevel.reweighting import Clusters
-from istd.clusters import describe_images
 from istd.data.layouts import Dataset, Sample, load_folder
 from istd.data.scenes import synthetic_dataset
+from istd.descriptors import describe_images
 from istd.labels import INITIAL_MASKS
 from istd.losses import bce_and_soft_iou
 

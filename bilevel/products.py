@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.tree import Layout, Tree, differentiate, gradient, leaves, ravel, rebuild, unravel, vector_jacobian
+from bilevel.tree import Layout, Tree, detach, differentiate, gradient, leaves, ravel, rebuild, unravel, vector_jacobian
 
 InnerLoss = Callable[[Tree, Tree], Tensor]
 """`f(inner, outer)` at a fixed batch."""
@@ -90,21 +90,36 @@ class PredictionCurvature:
         return total / len(self._parts)
 
 
-def reverse_over_reverse(loss: InnerLoss, inner: Tree, outer: Tree, vector: Tree) -> tuple[Tree, Tree]:
-    """`(H v, (d2f / da dw) v)` from a graph of the gradient; `inner` and `outer` require gradients."""
+def reverse_over_reverse(
+    loss: InnerLoss, inner: Tree, outer: Tree, vector: Tree, *, hessian: bool = True
+) -> tuple[Tree | None, Tree]:
+    """`(H v, (d2f / da dw) v)` from a graph of the gradient; `inner` and `outer` require gradients.
+
+    Without `hessian`, the first is None and the second costs only the part of the graph that leads to `outer`.
+    """
     slope = gradient(loss(inner, outer), inner, create_graph=True)
+    if not hessian:
+        return None, vector_jacobian(slope, outer, vector)
     products = vector_jacobian(slope, (inner, outer), vector)
     return products[0], products[1]
 
 
-def reverse_over_forward(loss: InnerLoss, inner: Tree, outer: Tree, vector: Tree) -> tuple[Tree, Tree]:
-    """The same products by one backward pass through a forward-mode directional derivative."""
-    columns, tangents = leaves(inner), leaves(vector)
+def reverse_over_forward(
+    loss: InnerLoss, inner: Tree, outer: Tree, vector: Tree, *, hessian: bool = True
+) -> tuple[Tree | None, Tree]:
+    """The same products by one backward pass through a forward-mode directional derivative.
+
+    Without `hessian` the inner variables are constants of that pass: where the outer variables enter late, as weights
+    of losses do, hardly anything is left to go back through, and nothing of the network's inside is kept.
+    """
+    columns, tangents = leaves(inner if hessian else detach(inner)), leaves(vector)
 
     def flat(*values: Tensor) -> Any:
         return loss(rebuild(inner, list(values)), outer).sum()
 
     _, directional = directional_derivative(flat, columns, tangents)
+    if not hessian:
+        return None, gradient(directional, outer)
     products = gradient(directional, (inner, outer))
     return products[0], products[1]
 

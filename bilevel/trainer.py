@@ -1,6 +1,7 @@
 """BilevelTrainer: alternate inner steps on one objective and outer steps on another."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class TrainingDiverged(RuntimeError):
 class BilevelTrainer:
     """Train `inner` on the inner objective while the outer objective steers `outer` by hypergradients.
 
-    Each epoch makes one ordinary optimizer step per inner batch: `w <- w - optimizer(df/dw)`. After the epochs that
+    Each epoch makes one ordinary optimizer step per inner batch, `w <- w - optimizer(df/dw)`, in which the outer
+    variables are constants (they require no gradient there, so weights cost no graph). After the epochs that
     `schedule` names, each outer step estimates `dF(w*(a), a)/da` with `method` on fresh batches and steps `a` with the
     outer optimizer. Hypergradients are computed on copies; they change neither `inner` nor any buffer.
 
@@ -123,8 +125,9 @@ class BilevelTrainer:
         self._state = dict(state or {})
         self._outer_taken = 0
         self._inner_parameters = [p for p in inner.parameters() if p.requires_grad]
+        self._outer_parameters = [p for p in outer.parameters() if p.requires_grad]
         self._shared = [(n, p) for n, p in inner.named_parameters() if any(p is s for s in shared)]
-        self.bilevel = bool(self._shared) or any(p.requires_grad for p in outer.parameters())
+        self.bilevel = bool(self._shared or self._outer_parameters)
         if self.bilevel:
             if outer_loss is None or outer_batches is None or outer_optimizer is None:
                 raise ValueError(
@@ -172,7 +175,7 @@ class BilevelTrainer:
         losses: list[Tensor] = []
         unchecked: list[object] = []
         for step, batch in enumerate(self.inner_batches):
-            with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            with constants(self._outer_parameters), torch.autocast(device, self.autocast, enabled=bool(self.autocast)):
                 loss = self.inner_loss(self.inner, self.outer, batch)
             self.inner_optimizer.zero_grad(set_to_none=True)
             loss.backward(inputs=self._inner_parameters)  # type: ignore[no-untyped-call]
@@ -309,6 +312,18 @@ class BilevelTrainer:
             return False
         self.load_state_dict(load_checkpoint(self.checkpoint))
         return True
+
+
+@contextmanager
+def constants(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within this context the parameters require no gradient."""
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def _set_epoch(batches: Iterable[Any], epoch: int) -> None:

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from bilevel import TrainingDiverged
-from istd.commands import ablate, evaluate, listing, masks, train
+from istd.commands import ablate, evaluate, listing, masks, pretrain, train
 from istd.teacher import VFMWeightsError
 
-COMMANDS = (train, evaluate, ablate, masks, listing)
+COMMANDS = (train, evaluate, ablate, masks, pretrain, listing)
 
 
 def parser() -> argparse.ArgumentParser:

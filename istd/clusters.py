@@ -1,31 +1,20 @@
-"""Image descriptors, and how many clusters a data set can carry: which images share a sample weight.
+"""Which images share a sample weight: how many clusters a set can carry, and in which coordinates they are formed."""
 
-The published families of statistics, vectorised: intensity moments, quantiles and entropy, gradient and Laplacian
-energy, mean-subtracted contrast-normalised (MSCN) coefficients, radial power spectrum, local binary patterns, and the
-top of a matched filter. They read the image and nothing else.
-"""
-
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, stats
-from skimage.feature import local_binary_pattern
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.feature_selection import f_classif, mutual_info_classif
 
-Image = NDArray[np.float32]
+from bilevel.reweighting import Clusters, ClusterWeights, SharedClusterWeights, Sharing, nested, smoothed
 
+Matrix = NDArray[np.float64]
 
-def describe_image(image: Image) -> NDArray[np.float64]:
-    """Descriptor of one image `(H, W)` in [0, 1]: a vector of 41 finite numbers."""
-    x = image.astype(np.float32)
-    return np.asarray(
-        np.nan_to_num(np.concatenate([_intensity(x), _edges(x), _natural(x), _spectrum(x), _patterns(x), _peaks(x)]))
-    )
-
-
-def describe_images(images: Sequence[Image]) -> NDArray[np.float64]:
-    """`(N, 41)` descriptors."""
-    return np.stack([describe_image(image) for image in images])
+KEPT = 32  # descriptors that the second pass keeps
+SHARINGS: dict[str, Callable[[], Sharing]] = {"nested": nested, "smoothed": smoothed}
 
 
 def cluster_count(validation_images: int, largest: int = 256, per_cluster: int = 4) -> int:
@@ -38,46 +27,72 @@ def cluster_count(validation_images: int, largest: int = 256, per_cluster: int =
     return int(np.clip(validation_images // per_cluster, 1, largest))
 
 
-def _intensity(x: Image) -> NDArray[np.float64]:
-    flat = x.ravel()
-    histogram = np.bincount((flat * 63.999).clip(0, 63).astype(np.int64), minlength=64) / flat.size
-    occupied = histogram[histogram > 0]
-    entropy = -(occupied * np.log2(occupied)).sum()
-    quantiles = np.quantile(flat, [0.01, 0.25, 0.5, 0.75, 0.99])
-    return np.array([flat.mean(), flat.std(), stats.skew(flat), stats.kurtosis(flat), entropy, *quantiles])
+def cluster_weights(descriptors: Matrix, k: int, members: int, sharing: str = "none", seed: int = 0) -> ClusterWeights:
+    """Weights for the first `members` rows of `descriptors` `(N, d)`; any further rows take part in the fit alone.
+
+    Args:
+        descriptors: finite numbers, one row per image.
+        k: number of clusters; at most `members`.
+        members: images that have a weight. The published release clusters test images as well; passing them as further
+            rows reproduces that.
+        sharing: "none", "nested" (clusters of clusters) or "smoothed" (see `bilevel.reweighting.sharing`).
+        seed: of k-means.
+
+    Raises:
+        ValueError: for an unknown sharing.
+    """
+    if sharing not in ("none", *SHARINGS):
+        raise ValueError(f"`sharing` must be one of none, {', '.join(SHARINGS)}, got {sharing!r}.")
+    k = min(k, members)
+    found = Clusters.fit(cluster_coordinates(descriptors, k, seed), k, seed, standardise=False)
+    clusters = Clusters(found.centres, found.mean, found.scale, found.labels[:members])
+    return ClusterWeights(clusters) if sharing == "none" else SharedClusterWeights(clusters, SHARINGS[sharing]())
 
 
-def _edges(x: Image) -> NDArray[np.float64]:
-    magnitude = np.hypot(ndimage.sobel(x, 0), ndimage.sobel(x, 1)).ravel()
-    laplacian = ndimage.laplace(x)
-    strong = float((magnitude > magnitude.mean() + 2 * magnitude.std()).mean())
-    return np.array([magnitude.mean(), magnitude.std(), np.quantile(magnitude, 0.95), strong, laplacian.std()])
+def cluster_coordinates(descriptors: Matrix, k: int, seed: int = 0) -> Matrix:
+    """`(N, p)` coordinates for k-means, in two passes as published.
+
+    First pass: z-scores of the descriptors, PCA, k-means. Then the descriptors are ranked by how much they tell about
+    those clusters, mutual information + 1e-6 F statistic, and PCA of the best 32 gives the coordinates. Near-constant
+    descriptors, and those correlated to 0.95 with one before them, are dropped first.
+
+    Source: semantic-priors (2026), released clustering script.
+    """
+    z = _distinct(descriptors)
+    if z.shape[1] > KEPT:
+        labels = KMeans(min(k, len(np.unique(z, axis=0))), n_init=1, random_state=seed).fit(_principal(z, seed)).labels_
+        z = z[:, np.sort(_relevance(z, labels, seed).argsort()[::-1][:KEPT])]
+    return _principal(z, seed)
 
 
-def _natural(x: Image) -> NDArray[np.float64]:
-    mean = ndimage.gaussian_filter(x, 7 / 6)
-    deviation = np.sqrt(np.maximum(ndimage.gaussian_filter(x * x, 7 / 6) - mean * mean, 0))
-    mscn = ((x - mean) / (deviation + 1 / 255)).ravel()
-    return np.array([mscn.std(), stats.skew(mscn), stats.kurtosis(mscn), deviation.mean(), deviation.std()])
+def _distinct(x: Matrix) -> Matrix:
+    """Z-scores of the columns that vary and repeat no earlier one."""
+    x = x[:, x.var(axis=0) >= 1e-10]
+    if not x.shape[1]:
+        return np.zeros((len(x), 1))
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    alike = np.abs(z.T @ z / len(z)) >= 0.95
+    kept: list[int] = []
+    for j in range(z.shape[1]):
+        if not alike[j, kept].any():
+            kept.append(j)
+    return np.asarray(z[:, kept])
 
 
-def _spectrum(x: Image) -> NDArray[np.float64]:
-    power = np.abs(np.fft.rfft2(x - x.mean())) ** 2
-    fy, fx = np.fft.fftfreq(x.shape[0])[:, None], np.fft.rfftfreq(x.shape[1])[None]
-    radius = np.hypot(fy, fx)
-    edges = np.array([0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 0.75])
-    band = np.digitize(radius.ravel(), edges[1:-1])
-    energy = np.bincount(band, weights=power.ravel(), minlength=6) + 1e-12
-    slope = np.polyfit(np.log(edges[1:-1]), np.log(energy[1:]), 1)[0]
-    return np.array([*(energy / energy.sum()), slope])
+def _principal(z: Matrix, seed: int) -> Matrix:
+    """The components that explain 90 % of the variance, at most 20."""
+    most = min(20, *z.shape)
+    if not z.var():
+        return z
+    coordinates = PCA(most, random_state=seed, svd_solver="full").fit(z)
+    wanted = int(np.searchsorted(np.cumsum(coordinates.explained_variance_ratio_), 0.9)) + 1
+    return np.asarray(coordinates.transform(z)[:, : min(wanted, most)])
 
 
-def _patterns(x: Image) -> NDArray[np.float64]:
-    codes = local_binary_pattern((x * 255).astype(np.uint8), 8, 1, method="uniform").astype(np.int64)
-    return np.asarray(np.bincount(codes.ravel(), minlength=10) / codes.size)
-
-
-def _peaks(x: Image) -> NDArray[np.float64]:
-    band = ndimage.gaussian_filter(x, 1.0) - ndimage.gaussian_filter(x, 3.0)
-    scaled = np.sort((band / (band.std() + 1e-6)).ravel())
-    return np.array([scaled[-1], scaled[-max(len(scaled) // 1000, 1)], (scaled > 4).mean() * 1e3, band.std()])
+def _relevance(z: Matrix, labels: NDArray[np.int32], seed: int) -> NDArray[np.float64]:
+    if len(np.unique(labels)) in (1, len(labels)):
+        return np.asarray(z.var(axis=0))  # one cluster, or one for each image: nothing to tell apart
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a cluster of equal values makes F infinite
+        f = np.nan_to_num(f_classif(z, labels)[0], posinf=1e6)
+    return np.asarray(mutual_info_classif(z, labels, random_state=seed) + 1e-6 * f)

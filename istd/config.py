@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bilevel.registry import Registry
+from istd.clusters import SHARINGS
 from istd.labels import INITIAL_MASKS
 from istd.losses import SEGMENTATION_LOSSES
 from istd.methods import METHODS, VARIANTS
@@ -26,6 +27,8 @@ CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
     "scam_stages": ("all", "last"),
     "scam_injection": ("affine", "concat"),
     "variant": VARIANTS,
+    "descriptors": ("statistics", "vfm"),
+    "cluster_sharing": ("none", *SHARINGS),
     "train_labels": ("pseudo", "true"),
     "validation_labels": ("pseudo", "true"),
     "select_on": ("val", "test"),
@@ -84,6 +87,10 @@ class Config:
         variant: hypergradient of the cluster weights: implicit, gauss-newton or published.
         weighted_outer: weight the outer loss by the learned weights, as published.
         clusters: number of clusters, or None to scale it with the validation split.
+        descriptors: what clusters are formed on, image "statistics" or the mean token of the "vfm".
+        transductive: fit clusters on the (unlabelled) test images as well, as the published release does.
+        cluster_sharing: what clusters learn from each other, "none", "nested" (clusters of clusters share a logit) or
+            "smoothed" (neighbours share).
         bilevel_every: period of outer phases in epochs.
         bilevel_steps: outer steps per phase.
         outer_lr: learning rate of the cluster logits.
@@ -143,6 +150,9 @@ class Config:
     variant: str = "implicit"
     weighted_outer: bool = False
     clusters: int | None = None
+    descriptors: str = "statistics"
+    transductive: bool = False
+    cluster_sharing: str = "none"
     bilevel_every: int = 5
     bilevel_steps: int = 4
     outer_lr: float = 0.05
@@ -179,7 +189,7 @@ PRESETS.register(
         Config(),
         preset="cpu",
         width=0.5,
-        epochs=120,
+        epochs=140,
         batch_size=8,
         crop=128,
         lr=2e-3,
@@ -188,13 +198,13 @@ PRESETS.register(
         student_loss=8.0,
         teacher_share=0.5,
         averaging=0.996,
-        scale=1.2,
         gain=1.3,
         noise=0.01,
+        on_target=0.85,
         evolve_from=0.4,
-        evolve_every=24,
+        evolve_every=28,
         vfm_size=128,
-        bilevel_every=24,
+        bilevel_every=28,
     ),
 )
 PRESETS.register(

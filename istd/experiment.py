@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bilevel import BilevelTrainer, Schedule
-from bilevel.reweighting import ClusterWeights, FeatureNetworkWeights, UniformWeights
-from istd.clusters import cluster_count, describe_images
+from bilevel.reweighting import FeatureNetworkWeights, UniformWeights
+from istd.clusters import cluster_count, cluster_weights
 from istd.config import Config
 from istd.data.crops import Augmentation, CropLoader, Normalisation
 from istd.data.layouts import Dataset, Sample
+from istd.descriptors import describe_images
 from istd.hooks import Averaging, LabelUpdates, Selection, SharedRate
 from istd.labels import INITIAL_MASKS, HardSampleAdmission, InitialMask, LabelEvolution, PseudoMasks
 from istd.methods import METHODS, hypergradient_variant
 from istd.metrics import evaluate_masks
 from istd.objectives import BareOuter, Segmentation, StudentOuter, TeacherInner
+from istd.precision import has_bfloat16
 from istd.predict import predict
 from istd.students import create_student, stages_of
 from istd.teacher import SAMF, SCAM, FrozenVFM, Teacher, cached_tokens, crop_tokens, image_tokens, load_vfm
@@ -128,9 +130,17 @@ class Experiment:
         if self.method.weights == "network":
             features = torch.from_numpy(describe_images([s.image for s in self.samples]))
             return FeatureNetworkWeights(features, seed=self.config.seed)
-        k = self.config.clusters or cluster_count(len(self.validation))
-        descriptors = describe_images([s.image for s in self.samples])
-        return ClusterWeights.fit(descriptors, min(k, len(self.samples)), self.config.seed)
+        c = self.config
+        k = c.clusters or cluster_count(len(self.validation))
+        further = self.dataset.test if c.transductive else ()
+        if c.descriptors == "vfm":
+            if self.tokens is None:
+                raise ValueError(f"`descriptors` is 'vfm', but the method {c.method!r} has no VFM; use 'statistics'.")
+            parts = [self.tokens, *([self.image_tokens(further)] if further else [])]
+            rows = torch.cat([t[:, -1].float().mean(1) for t in parts if t is not None]).double().numpy()
+        else:
+            rows = describe_images([s.image for s in (*self.samples, *further)])
+        return cluster_weights(rows, k, len(self.samples), c.cluster_sharing, c.seed)
 
     def _loader(self, indices: NDArray[np.int64], seed: int) -> CropLoader:
         c = self.config
@@ -254,14 +264,6 @@ class Experiment:
     def load_best(self) -> None:
         """Put the selected weights into the averaged network."""
         self.averaging.module.load_state_dict(self.selection.best["weights"])
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 itself; where it is emulated, it is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and native is not None and bool(native())
 
 
 @dataclass(frozen=True)

@@ -87,17 +87,21 @@ def _summary(block: Mapping[str, float] | None) -> str:
 
 
 def markdown(found: Mapping[str, Sequence[Metrics]], note: str) -> str:
-    """Mean and deviation over seeds; difference of IoU to the first row with a paired t-test."""
+    """Mean and deviation over seeds; difference of IoU to the first row with a paired t-test; stability (`istd.run`).
+
+    `IoU moves`: change of validation IoU, in points, between evaluations in the second half of a run. `labels move`:
+    share of pseudo-mask foreground, in percent, that an update turns over.
+    """
     reference, *_ = found
-    lines = [note, "", "| row | seeds | IoU % | nIoU % | Pd % | Fa 1e-6 | - first, IoU | p | IoU moves late |"]
-    lines.append("|---" * 9 + "|")
+    lines = [note, "", "| row | seeds | IoU % | nIoU % | Pd % | Fa 1e-6 | - first, IoU | p | IoU moves | labels move |"]
+    lines.append("|---" * 10 + "|")
     base = _values(found[reference], "IoU")
     for name, runs in found.items():
         cells = [_spread(_values(runs, key)) for key in SCALES]
         gain = _values(runs, "IoU") - base
         p = f"{ttest_rel(_values(runs, 'IoU'), base).pvalue:.2f}" if len(gain) > 1 and np.ptp(gain) > 0 else ""
-        late = 100 * float(np.mean([r["stability"]["late_change"] for r in runs]))
-        cells += ["" if name == reference else f"{gain.mean():+.1f}", p, f"{late:.1f}"]
+        moves = [100 * float(np.mean([r["stability"][key] for r in runs])) for key in ("late_change", "label_change")]
+        cells += ["" if name == reference else f"{gain.mean():+.1f}", p, *(f"{m:.1f}" for m in moves)]
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

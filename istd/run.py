@@ -22,7 +22,7 @@ from istd.config import Config
 from istd.data.layouts import Dataset, Sample
 from istd.experiment import Experiment
 from istd.export import save_student
-from istd.metrics import evaluate_masks
+from istd.metrics import evaluate_by_characteristic, evaluate_masks
 from istd.report import Panel, draw_report, format_table
 
 log = logging.getLogger("istd")
@@ -107,6 +107,7 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
         "n_targets": sum(len(s.points) for s in dataset.test),
         "method": config.method,
         "student": _block(scored, student),
+        "student_by_kind": _kinds(scored, student),
         "teacher": None if teacher is None else _block(scored, teacher),
         "pseudo_masks": {
             "initial": _mask_block(experiment.samples, labels.start),
@@ -189,11 +190,29 @@ def _mask_block(samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]]) -
     return evaluate_masks(pairs) if pairs else None
 
 
+def _kinds(samples: Sequence[Sample], predictions: Sequence[NDArray[np.float32]]) -> dict[str, dict[str, float]] | None:
+    triples = []
+    for sample, p in zip(samples, predictions, strict=True):
+        truth = sample.truth()
+        assert truth is not None
+        triples.append((p > 0.5, truth, sample.image))
+    return evaluate_by_characteristic(triples) or None
+
+
 def _stability(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """How much the validation IoU moves: mean |difference| between evaluations in the second half, and at its end."""
+    """How much validation IoU and labels move, from one look to the next.
+
+    `late_change` is the mean |difference| of validation IoU between evaluations in their second half, `last_change` the
+    last of them, and `label_change` the mean share of pseudo-mask foreground that an update turns over.
+    """
     values = np.array([entry["val_IoU"] for entry in history if "val_IoU" in entry])
     late = np.abs(np.diff(values[len(values) // 2 :])) if len(values) > 2 else np.zeros(1)
-    return {"late_change": float(late.mean()), "last_change": float(late[-1])}
+    updates = [entry["label_change"] for entry in history if "label_change" in entry]
+    return {
+        "late_change": float(late.mean()),
+        "last_change": float(late[-1]),
+        "label_change": float(np.mean(updates)) if updates else 0.0,
+    }
 
 
 class _Clock:

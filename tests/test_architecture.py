@@ -19,7 +19,7 @@ LAYERS = {
         ["__init__"],
     ],
     "istd": [
-        ["regions", "losses"],
+        ["regions", "losses", "descriptors", "precision"],
         ["data"],
         ["metrics", "students", "labels", "clusters"],
         ["predict", "teacher"],

@@ -68,7 +68,8 @@ def hypergradient(
         >>> hypergradient(f, w, a, [None], None).value  # b (w - c) = 3 * (6 - 1)
         tensor(15.)
     """
-    found = resolve_method(method)(problem, inner, outer, inner_batches, outer_batch)
+    with torch.enable_grad():  # a caller in evaluation mode (no_grad) wants a derivative all the same
+        found = resolve_method(method)(problem, inner, outer, inner_batches, outer_batch)
     broken = not_finite(found)
     if broken:
         warnings.warn(

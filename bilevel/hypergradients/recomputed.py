@@ -30,7 +30,7 @@ from bilevel.products import reverse_over_forward, reverse_over_reverse
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, rebuild, vector_jacobian, zeros_like
 
-Products = Callable[..., tuple[Tree, Tree]]
+Products = Callable[..., tuple[Tree | None, Tree]]
 PRODUCTS: dict[str, Products] = {"reverse": reverse_over_reverse, "forward": reverse_over_forward}
 
 
@@ -45,7 +45,9 @@ class RecomputedUnrolled:
         gamma = u' dw'/dg + r' ds'/dg,    u <- u' dw'/dw + r' ds'/dw + H gamma,    r <- u' dw'/ds + r' ds'/ds,
 
     where `H gamma` and `(d2f / da dw) gamma` come from one recomputed product. Cost: a plain step, a recomputed
-    gradient and a second-order product per inner step.
+    gradient and a second-order product per inner step. Nobody asks for the adjoint of a given start, so the first step
+    needs `(d2f / da dw) gamma` alone: with T = 1 and weights on the losses as outer variables, `forward` products are
+    the cheapest exact one-step unroll, one forward pass dearer than the two gradients that every method needs.
 
     Attributes:
         optimizer: see `Unrolled`.
@@ -67,7 +69,7 @@ class RecomputedUnrolled:
     products: str = "auto"
     start: Start | None = None
     state: Any = None
-    _quicker: "weakref.WeakKeyDictionary[BilevelProblem, Products]" = field(
+    _trials: "weakref.WeakKeyDictionary[BilevelProblem, dict[bool, _Trial]]" = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False, compare=False
     )
 
@@ -87,19 +89,19 @@ class RecomputedUnrolled:
         sweep = _Sweep(problem, self.optimizer, detach(outer), batches, self.steps)
         final = sweep.forward(as_leaves(beginning))
         outer_part = outer_gradients(problem, final.inner, outer, outer_batch)
-        choose = self._choice(problem)
-        cotangents, indirect = sweep.backward(zero_cotangents(final, outer_part.inner), choose)
+        cotangents, indirect = sweep.backward(
+            zero_cotangents(final, outer_part.inner), self._products(problem), self.start is not None
+        )
         if self.start is not None:
             indirect = add(indirect, vector_jacobian(beginning.inner, a, rebuild(inner, cotangents)))
         assert sweep.facts is not None
         return assemble(outer_part, indirect, sweep.facts.stats("recomputed", self.steps, problem.lead))
 
-    def _choice(self, problem: BilevelProblem) -> "Products | _Trial":
+    def _products(self, problem: BilevelProblem) -> Products:
         if self.products != "auto":
             return PRODUCTS[self.products]
-        if problem in self._quicker:
-            return self._quicker[problem]
-        return _Trial(lambda best: self._quicker.__setitem__(problem, best))
+        trials = self._trials.setdefault(problem, {True: _Trial(), False: _Trial()})
+        return lambda *args, hessian: trials[hessian](*args, hessian=hessian)
 
 
 class _Sweep:
@@ -134,8 +136,8 @@ class _Sweep:
             point = self._advance(rule, point, grads)
         return point
 
-    def backward(self, cotangents: list[Tensor], products: "Products | _Trial") -> tuple[list[Tensor], Tree]:
-        """Adjoints of the first inner variables and of the outer variables."""
+    def backward(self, cotangents: list[Tensor], products: Products, through_start: bool) -> tuple[list[Tensor], Tree]:
+        """Adjoints of the first inner variables (unfinished unless `through_start`) and of the outer variables."""
         indirect = zeros_like(self.outer)
         n = len(self.history)
         rule = bind(self.optimizer, self.outer)
@@ -152,9 +154,12 @@ class _Sweep:
                 def loss(w: Tree, a: Tree, batch: Any = batch) -> Tensor:
                     return evaluate(self.problem, "inner_loss", w, a, batch)
 
+                variables = as_variables(point.inner), as_variables(self.outer)
                 with self.random[t].replayed():
-                    bent, mixed = products(loss, as_variables(point.inner), as_variables(self.outer), gamma)
-                own = [x + h for x, h in zip(cotangents[n : 2 * n], leaves(bent), strict=True)]
+                    bent, mixed = products(loss, *variables, gamma, hessian=through_start or t > 0)
+                own = cotangents[n : 2 * n]
+                if bent is not None:
+                    own = [x + h for x, h in zip(own, leaves(bent), strict=True)]
                 cotangents = [*own, *cotangents[2 * n :]]
                 indirect = add(indirect, mixed) if part is None else add(indirect, add(mixed, part))
         return cotangents[:n], indirect
@@ -187,33 +192,28 @@ class _Sweep:
 class _Trial:
     """Alternates both kinds of product, times the second round, and settles on the quicker."""
 
-    def __init__(self, settle: Callable[[Products], None]) -> None:
-        self.settle = settle
+    def __init__(self) -> None:
         self.calls = 0
         self.seconds: dict[str, float] = {}
         self.best: Products | None = None
 
-    def __call__(self, loss: Any, inner: Tree, outer: Tree, vector: Tree) -> tuple[Tree, Tree]:
+    def __call__(self, loss: Any, inner: Tree, outer: Tree, vector: Tree, *, hessian: bool) -> tuple[Tree | None, Tree]:
         if self.best is not None:
-            return self.best(loss, inner, outer, vector)
+            return self.best(loss, inner, outer, vector, hessian=hessian)
         name = list(PRODUCTS)[self.calls % len(PRODUCTS)]
         started = _now(vector)
         try:
-            out = PRODUCTS[name](loss, inner, outer, vector)
+            out = PRODUCTS[name](loss, inner, outer, vector, hessian=hessian)
         except (NotImplementedError, RuntimeError):
             if name == "reverse":
                 raise
-            self._choose("reverse")  # an operation without a forward-mode rule
-            return reverse_over_reverse(loss, inner, outer, vector)
+            self.best = reverse_over_reverse  # an operation without a forward-mode rule
+            return self.best(loss, inner, outer, vector, hessian=hessian)
         self.seconds[name] = _now(vector) - started
         self.calls += 1
         if self.calls == 2 * len(PRODUCTS):
-            self._choose(min(self.seconds, key=self.seconds.__getitem__))
+            self.best = PRODUCTS[min(self.seconds, key=self.seconds.__getitem__)]
         return out
-
-    def _choose(self, name: str) -> None:
-        self.best = PRODUCTS[name]
-        self.settle(self.best)
 
 
 def _now(tree: Tree) -> float:

@@ -115,8 +115,8 @@ class CheckpointedUnrolled:
     """The same value as `Unrolled` in less memory: inner graphs are recomputed segment by segment.
 
     The forward sweep keeps (w_t, s_t) at every `every`-th step. The backward sweep takes the segments in reverse order,
-    recomputes each with its graph, and pulls the adjoints of w and s back through it. Cost: one plain step more per
-    inner step than `Unrolled`; memory of `every` inner graphs and T / `every` points.
+    recomputes each but the last with its graph, and pulls the adjoints of w and s back through it. Cost: one plain step
+    more per inner step than `Unrolled`; memory of `every` inner graphs and T / `every` points.
 
     Attributes:
         optimizer: a differentiable update rule whose state holds tensors and numbers.
@@ -148,29 +148,36 @@ class CheckpointedUnrolled:
         a = as_variables(outer)
         beginning = starting_point(self.optimizer, inner, a, self.start, self.state)
         point = as_leaves(beginning)
-        starts = list(range(0, self.steps, every))
-        points, random = [], []
-        for start in starts:
-            points.append(point)
+        # Of unequal segments the first is the short one: the last is taken once, with its graph at once.
+        ends = range(self.steps, 0, -every)[::-1]
+        segments = [range(max(end - every, 0), end) for end in ends]
+        points, random = [point], []
+        for segment in segments[:-1]:
             random.append(RandomState.capture(device_of(inner)))
-            point = run_plain(problem, self.optimizer, point, a, batches, range(start, min(start + every, self.steps)))
-        outer_part = outer_gradients(problem, point.inner, outer, outer_batch)
-        cotangents = zero_cotangents(point, outer_part.inner)
-        indirect, facts = zeros_like(outer), None
-        for start in reversed(starts):
-            end = begin = as_leaves(points.pop())
-            rule = bind(self.optimizer, a)
+            points.append(run_plain(problem, self.optimizer, points[-1], a, batches, segment))
+
+        def with_graph(begin: Point, segment: range) -> tuple[Point, StepFacts]:
+            end, rule = begin, bind(self.optimizer, a)
+            for t in segment:
+                end, facts = inner_step(problem, rule, end, a, batches[t % len(batches)], create_graph=True)
+            return end, facts
+
+        begin = points.pop()
+        end, facts = with_graph(begin, segments[-1])
+        outer_part = outer_gradients(problem, detach(end.inner), outer, outer_batch)
+        stats = facts.stats("checkpointed", self.steps, problem.lead) | {"every": every}
+        cotangents, part = _pull_back(end, begin, a, zero_cotangents(end, outer_part.inner))
+        indirect = add_into(zeros_like(outer), part)
+        for segment in reversed(segments[:-1]):
+            begin = as_leaves(points.pop())
             with random.pop().replayed():
-                for t in range(start, min(start + every, self.steps)):
-                    end, seen = inner_step(problem, rule, end, a, batches[t % len(batches)], create_graph=True)
-            facts = facts or StepFacts(seen.loss.detach(), detach(seen.gradient))
+                end, _ = with_graph(begin, segment)
             cotangents, part = _pull_back(end, begin, a, cotangents)
             indirect = add_into(indirect, part)
         if self.start is not None:
             at_start = rebuild(inner, cotangents[: len(leaves(inner))])
             indirect = add(indirect, vector_jacobian(beginning.inner, a, at_start))
-        assert facts is not None
-        return assemble(outer_part, indirect, facts.stats("checkpointed", self.steps, problem.lead) | {"every": every})
+        return assemble(outer_part, indirect, stats)
 
 
 def _pull_back(end: Point, begin: Point, outer: Tree, cotangents: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -10,6 +10,7 @@ from bilevel.reweighting.heuristic import ClassWeights, FocalWeights, SelfPacedW
 from bilevel.reweighting.history import WeightHistory, effective_sample_size
 from bilevel.reweighting.network import FeatureNetworkWeights, LossNetworkWeights
 from bilevel.reweighting.online import OnlineWeights
+from bilevel.reweighting.sharing import SharedClusterWeights, Sharing, nested, smoothed
 from bilevel.reweighting.table import TableWeights
 from bilevel.reweighting.uniform import UniformWeights
 
@@ -24,6 +25,8 @@ __all__ = [
     "Reclustering",
     "SampleWeights",
     "SelfPacedWeights",
+    "SharedClusterWeights",
+    "Sharing",
     "SmallLossWeights",
     "TableWeights",
     "UniformWeights",
@@ -33,5 +36,7 @@ __all__ = [
     "collect_features",
     "effective_sample_size",
     "load_features",
+    "nested",
     "save_features",
+    "smoothed",
 ]

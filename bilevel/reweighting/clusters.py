@@ -41,7 +41,14 @@ class Clusters:
     labels: NDArray[np.int64]
 
     @classmethod
-    def fit(cls, features: ArrayLike | Tensor, k: int | None, seed: int = 0, min_size: int = 1) -> "Clusters":
+    def fit(
+        cls,
+        features: ArrayLike | Tensor,
+        k: int | None,
+        seed: int = 0,
+        min_size: int = 1,
+        standardise: bool = True,
+    ) -> "Clusters":
         """Fit k-means (on mini-batches for more than 20,000 samples).
 
         Args:
@@ -50,6 +57,8 @@ class Clusters:
             seed: seed of the initialisation; the same seed gives the same clusters.
             min_size: clusters with fewer members are dissolved into their neighbours: a weight that one sample has for
                 itself is learned from that sample alone.
+            standardise: scale every feature to mean 0 and deviation 1 first; False takes them as they are, for instance
+                principal components, whose sizes mean something.
 
         Raises:
             ValueError: if `features` is not a finite matrix, or `k` or `min_size` lies outside 1..N.
@@ -58,8 +67,10 @@ class Clusters:
         for name, value in (("k", 1 if k is None else k), ("min_size", min_size)):
             if not 1 <= value <= len(x):
                 raise ValueError(f"`{name}` must lie between 1 and the number of samples ({len(x)}), got {value}.")
-        mean, scale = x.mean(axis=0), x.std(axis=0)
-        scale = np.where(scale > 1e-12, scale, 1.0)
+        mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
+        if standardise:
+            mean, scale = x.mean(axis=0), x.std(axis=0)
+            scale = np.where(scale > 1e-12, scale, 1.0)
         z = (x - mean) / scale
         k = choose_k(x, seed=seed) if k is None else k
         centres = _k_means(z, k, seed)
@@ -185,15 +196,25 @@ class ClusterWeights(TableWeights):
         Raises:
             ValueError: if the number of rows differs from that of the first fit.
         """
+        clusters = self._refit(features, seed)
+        self.logits.copy_(self._carried_over(clusters))
+        self._regroup(clusters)
+
+    def _refit(self, features: ArrayLike | Tensor, seed: int) -> Clusters:
         x = as_matrix(features)
         if len(x) != len(self.groups):
             raise ValueError(f"`features` has {len(x)} rows, but these are weights of {len(self.groups)} samples.")
-        old = self.logits[self.groups]
-        self.clusters = Clusters.fit(x, len(self.logits), seed)
-        self.groups.copy_(torch.from_numpy(self.clusters.labels))
-        total = torch.zeros_like(self.logits).index_add_(0, self.groups, old)
-        count = torch.bincount(self.groups, minlength=len(self.logits)).clamp(min=1)
-        self.logits.copy_(total / count)
+        return Clusters.fit(x, len(self.table()), seed)
+
+    def _carried_over(self, clusters: Clusters) -> Tensor:
+        """`(groups,)` logits of new clusters: the mean of their members' present ones."""
+        table, labels = self.table().detach(), torch.from_numpy(clusters.labels).to(self.groups)
+        total = torch.zeros_like(table).index_add_(0, labels, table[self.groups])
+        return total / torch.bincount(labels, minlength=len(table)).clamp(min=1)
+
+    def _regroup(self, clusters: Clusters) -> None:
+        self.clusters = clusters
+        self.groups.copy_(torch.from_numpy(clusters.labels))
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The partition, for `state_dict`: the centres are needed to place unseen samples."""

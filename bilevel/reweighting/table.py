@@ -49,8 +49,12 @@ class TableWeights(nn.Module):
 
     def forward(self, indices: Tensor, losses: Tensor | None = None) -> Tensor:
         """`(B,)` sample indices -> `(B,)` weights of mean one."""
-        return bounded_weights(self.logits[self.groups[indices]], self.bound)
+        return bounded_weights(self.table().index_select(0, self.groups.index_select(0, indices)), self.bound)
+
+    def table(self) -> Tensor:
+        """`(groups,)` logits of all groups."""
+        return self.logits
 
     def of_groups(self) -> Tensor:
         """`(groups,)` current weight of each group relative to the table's mean, detached."""
-        return bounded_weights(self.logits.detach(), self.bound)
+        return bounded_weights(self.table().detach(), self.bound)

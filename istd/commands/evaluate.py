@@ -11,7 +11,7 @@ from bilevel.checkpoint import write_atomically
 from istd.commands.common import add_data_flags, add_device_flags, resolve_device
 from istd.data.layouts import SPLITS, load_folder
 from istd.export import load_student
-from istd.metrics import HolisticScore, OperatingCurve, evaluate_masks
+from istd.metrics import HolisticScore, OperatingCurve, evaluate_by_characteristic, evaluate_masks
 from istd.report import draw_curve, format_table
 
 
@@ -20,8 +20,8 @@ def add(subparsers: Any) -> None:
     p = subparsers.add_parser(
         "evaluate",
         help="score a trained student",
-        description="Score a trained student on a split with true masks: IoU, nIoU, Pd, Fa at a threshold, and Pd and "
-        "Fa over all thresholds.",
+        description="Score a trained student on a split with true masks: IoU, nIoU, Pd, Fa at a threshold, overall "
+        "and by kind of image (salient, filamentary, faint, camouflaged), and Pd and Fa over all thresholds.",
     )
     p.add_argument("student", type=Path, help="student.safetensors, or the folder of a run")
     add_data_flags(p, required=True)
@@ -54,8 +54,10 @@ def evaluate(args: argparse.Namespace) -> None:
         curve.update(probabilities, truth)
         holistic.update(probabilities, truth)
     scores = evaluate_masks(pairs)
+    kinds = evaluate_by_characteristic((p, t, s.image) for (p, t), s in zip(pairs, samples, strict=True))
     points = curve.compute()
-    print(format_table({str(path): scores}, f"{args.data.name}, {args.split}: {len(samples)} images"))
+    rows = {f"  {name} ({kinds[name]['n_images']} images)": kinds[name] for name in kinds}
+    print(format_table({str(path): scores, **rows}, f"{args.data.name}, {args.split}: {len(samples)} images"))
     whole = holistic.compute()
     print(
         f"over all thresholds: {100 * whole['score']:.1f} % (pixels {100 * whole['pixels']:.1f}, targets "
@@ -63,7 +65,7 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     if args.json:
         facts = {"student": str(path), "split": args.split, "threshold": args.threshold}
-        content = json.dumps({**facts, **scores, "holistic": whole, "curve": points}, indent=2) + "\n"
+        content = json.dumps({**facts, **scores, "kinds": kinds, "holistic": whole, "curve": points}, indent=2) + "\n"
         write_atomically(args.json, lambda file: file.write(content.encode()))
     if args.curve:
         draw_curve(args.curve, {path.stem: points})

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import label, regionprops
 
-from istd.metrics import TargetScores, evaluate_masks
+from istd.metrics import Characteristics, TargetScores, evaluate_by_characteristic, evaluate_masks
+from istd.metrics.characteristics import irregularity, measure
 from istd.regions import component_at, find_regions
 
 masks = arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.booleans())
@@ -120,3 +121,82 @@ def test_the_standard_split_has_its_published_target_counts(sirst):
     assert counts == [218, 52, 263]
     assert [len(s) for s in (sirst.train, sirst.val, sirst.test)] == [171, 42, 214]
     assert sum(len(s.points) for s in sirst.test) == 263
+
+
+def scene(shape, bump, noise=0.01):
+    """A 64 x 64 image with one target of the given mask and brightness, and that mask in the image."""
+    rng = np.random.default_rng(0)
+    truth = np.zeros((64, 64), dtype=bool)
+    truth[20 : 20 + shape.shape[0], 20 : 20 + shape.shape[1]] = shape
+    image = (0.3 + noise * rng.standard_normal(truth.shape) + bump * truth).astype(np.float32)
+    return image, truth
+
+
+@pytest.mark.parametrize(
+    ("shape", "bump", "kind"),
+    [
+        (np.ones((3, 3), bool), 0.5, "salient"),
+        (np.ones((2, 14), bool), 0.5, "filamentary"),
+        (np.ones((3, 3), bool), 0.05, "faint"),
+        (np.eye(9, dtype=bool), 0.05, "camouflaged"),
+    ],
+)
+def test_the_kind_of_an_image_follows_shape_and_contrast(shape, bump, kind):
+    image, truth = scene(shape, bump)
+    assert Characteristics().of(image, truth) == kind
+    assert Characteristics().of(1 - image, truth) == kind  # a dark target is as plain to see as a bright one
+    assert Characteristics().of(image.T, truth.T) == kind
+
+
+def test_irregularity_of_hand_made_shapes():
+    disc = np.hypot(*(np.indices((15, 15)) - 7)) < 5.2
+    assert irregularity(disc) == 0
+    assert irregularity(np.pad(np.ones((3, 3), bool), 3)) == 0
+    bar = np.pad(np.ones((1, 5), bool), 3)  # its disc: the centre and its four neighbours; 3 of 7 pixels in common
+    assert irregularity(bar) == pytest.approx(1 - 3 / 7)
+
+
+def test_contrast_is_the_ratio_to_the_deviation_around():
+    image, truth = scene(np.ones((4, 4), bool), 0.4)
+    rows, cols = np.indices(truth.shape)
+    around = (rows >= 10) & (rows < 34) & (cols >= 10) & (cols < 34)
+    around &= ~((rows >= 19) & (rows < 25) & (cols >= 19) & (cols < 25))
+    expected = (image[truth].mean() - image[around].mean()) / image[around].std()
+    assert measure(image, truth)[1] == pytest.approx(float(expected), rel=1e-5)
+    flat = np.full((9, 9), 0.5, np.float32)
+    assert measure(flat, np.eye(9, dtype=bool))[1] == 0
+    assert measure(flat, np.ones((9, 9), bool))[1] == 0  # nothing around it
+    assert measure(flat, np.zeros((9, 9), bool)) is None
+
+
+def test_calibration_reaches_the_wanted_shares():
+    rng = np.random.default_rng(1)
+    samples = [scene(rng.random((7, 7)) < 0.7, bump) for bump in rng.uniform(0.02, 0.6, 40)]
+    kinds = Characteristics.calibrate(samples, (1, 1, 1, 1))
+    found = np.array([measure(*s) for s in samples])
+    targets = np.array([label(truth, connectivity=2).max() for _, truth in samples])
+    for column, threshold in ((0, kinds.irregular), (1, kinds.low)):
+        share = targets[found[:, column] < threshold].sum() / targets.sum()
+        assert abs(share - 0.5) <= targets.max() / targets.sum()
+    with pytest.raises(ValueError, match="no target"):
+        Characteristics.calibrate([(samples[0][0], np.zeros((64, 64), bool))])
+
+
+def test_the_default_kinds_are_those_calibrated_on_sirst(sirst):
+    samples = [(s.image, s.truth()) for s in (*sirst.train, *sirst.val, *sirst.test)]
+    found = Characteristics.calibrate(samples)
+    assert Characteristics() == Characteristics(round(found.irregular, 3), round(found.low, 1))
+
+
+def test_scores_by_kind_are_those_of_the_kind_s_images():
+    easy, hard = scene(np.ones((3, 3), bool), 0.5), scene(np.eye(9, dtype=bool), 0.05)
+    empty = easy[0], np.zeros((64, 64), bool)
+    triples = [
+        (hard[1], hard[1], hard[0]),
+        (np.zeros((64, 64), bool), easy[1], easy[0]),
+        (empty[1], empty[1], empty[0]),
+    ]
+    found = evaluate_by_characteristic(triples)
+    assert set(found) == {"camouflaged", "salient"}
+    assert found["camouflaged"] == evaluate_masks([(hard[1], hard[1])]) | {"n_images": 1, "n_targets": 1}
+    assert found["salient"]["Pd"] == 0

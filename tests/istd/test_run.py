@@ -367,3 +367,37 @@ def test_bad_flags_end_with_a_message_and_exit_code_2(flags, message, tmp_path, 
 def test_impossible_configs_are_refused(change):
     with pytest.raises(ValueError, match=r"must be|Unknown"):
         replace(TINY, **change)
+
+
+def test_cached_features_train_like_features_computed_on_the_spot(scenes):
+    """The same losses over two epochs, to 1e-5: what the cache rounds (half precision) is far below what matters."""
+    histories = []
+    for cached in (True, False):
+        experiment = Experiment(TINY, scenes, progress=False)
+        if not cached:
+
+            def on_the_spot(index, crops, e=experiment):
+                images = [torch.from_numpy(e.samples[i].image)[None, None] for i in index.tolist()]
+                return torch.cat([e.vfm.tokens(image, TINY.vfm_size) for image in images])
+
+            experiment.trainer.inner_batches.tokens = experiment.trainer.outer_batches.tokens = on_the_spot
+        histories.append(experiment.trainer.fit(2))
+    for one, other in zip(*histories, strict=True):
+        assert one["inner_loss"] == pytest.approx(other["inner_loss"], rel=1e-5)
+    assert histories[0][1]["outer_loss"] == pytest.approx(histories[1][1]["outer_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"descriptors": "vfm"}, {"transductive": True}, {"cluster_sharing": "nested"}, {"cluster_sharing": "smoothed"}],
+)
+def test_clusters_in_every_form_train(scenes, changes):
+    experiment = Experiment(replace(TINY, epochs=2, clusters=3, bilevel_every=1, **changes), scenes, progress=False)
+    experiment.fit()
+    assert len(experiment.weights.groups) == len(scenes.train) + len(scenes.val)
+    assert float(next(experiment.weights.parameters()).detach().abs().sum()) > 0  # the weights have moved
+
+
+def test_vfm_descriptors_need_a_vfm(scenes):
+    with pytest.raises(ValueError, match="`descriptors` is 'vfm'"):
+        Experiment(replace(TINY, method="no-vfm", descriptors="vfm"), scenes, progress=False)
