@@ -38,6 +38,7 @@ from bilevel.linear_solvers import (
 from bilevel.modules import parameters_of, problem_from_modules
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES
 from bilevel.problem import BilevelProblem, ComposedLoss
+from bilevel.products import directional_derivative
 from bilevel.results import Hypergradient, SolveResult
 from bilevel.schedule import Schedule
 from bilevel.trainer import BilevelTrainer, TrainingDiverged
@@ -49,6 +50,7 @@ __all__ = [
     "ComposedLoss",
     "BilevelTrainer",
     "batched",
+    "directional_derivative",
     "hypergradient",
     "Hypergradient",
     "HypergradientMethod",

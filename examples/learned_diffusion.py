@@ -86,13 +86,5 @@ def learn(seed: int = 0, epochs: int = 30) -> tuple[float, float, HeatDiffusion]
 if __name__ == "__main__":
     for seed in (0, 1, 2):
         before, after, diffusion = learn(seed)
-        numbers = (
-            diffusion.log_conductivity.exp(),
-            diffusion.log_stopping.exp(),
-            diffusion.balance_logit.sigmoid(),
-            diffusion.mixing_logit.sigmoid(),
-        )
-        text = ", ".join(
-            f"{name} {float(x):.2f}" for name, x in zip(("D0", "beta", "alpha", "rho"), numbers, strict=True)
-        )
+        text = ", ".join(f"{name} {value:.2f}" for name, value in diffusion.readable().items())
         print(f"seed {seed}: IoU of the pseudo-masks {before:.1f} -> {after:.1f} %   ({text})")

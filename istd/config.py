@@ -29,6 +29,7 @@ CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
     "variant": VARIANTS,
     "descriptors": ("statistics", "vfm"),
     "cluster_sharing": ("none", *SHARINGS),
+    "outer_labels": ("pseudo", "points"),
     "train_labels": ("pseudo", "true"),
     "validation_labels": ("pseudo", "true"),
     "select_on": ("val", "test"),
@@ -65,6 +66,8 @@ class Config:
         channels: what the three input channels hold, "repeat" (published) or "contrast" (see `Normalisation`).
         on_target: share of crops placed around a point.
         initial: rule that draws the start masks.
+        leaks_mask_area: let the rule know the size class of each target, from its true mask, as the sources of
+            diffuse-to-detect and MCLC do; more supervision than points, marked in every table.
         evolve_from: label evolution starts after this share of the epochs (published: 0.2 of 300).
         evolve_every: period of label updates in epochs.
         anchors: what label evolution never removes, "points" or (published) "start".
@@ -84,7 +87,8 @@ class Config:
         scam_injection: "affine" or "concat".
         scam_gate: weight of the gate penalty; 0 leaves it out.
         share_batch_norm: let teacher and student update one set of BatchNorm statistics, as published.
-        variant: hypergradient of the cluster weights: implicit, gauss-newton or published.
+        variant: hypergradient of the sample weights: "implicit" (exact through one step), "gauss-newton", or
+            "published" (semantic-priors' rank-one form, diffuse-to-detect's alignment of outputs).
         weighted_outer: weight the outer loss by the learned weights, as published.
         clusters: number of clusters, or None to scale it with the validation split.
         descriptors: what clusters are formed on, image "statistics" or the mean token of the "vfm".
@@ -94,6 +98,9 @@ class Config:
         bilevel_every: period of outer phases in epochs.
         bilevel_steps: outer steps per phase.
         outer_lr: learning rate of the cluster logits.
+        labels_lr: learning rate of the numbers that labels are drawn with; 0 keeps them (diffuse-to-detect).
+        outer_labels: what the outer objective sees, "pseudo" masks or nothing but "points" (a target at the point,
+            silence far from all, no word on what lies between).
         shared_lr: learning rate of the student's direct outer step; None follows a tenth of the current inner rate.
         evaluate_every: period of validation in epochs.
         inner_kd: weight of the distillation from student to teacher in the inner loss; published 0.1.
@@ -128,6 +135,7 @@ class Config:
     channels: str = "repeat"
     on_target: float = 0.7
     initial: str = "half-maximum"
+    leaks_mask_area: bool = False
     evolve_from: float = 0.2
     evolve_every: int = 5
     anchors: str = "points"
@@ -156,6 +164,8 @@ class Config:
     bilevel_every: int = 5
     bilevel_steps: int = 4
     outer_lr: float = 0.05
+    labels_lr: float = 0.02
+    outer_labels: str = "pseudo"
     shared_lr: float | None = None
     evaluate_every: int = 10
     inner_kd: float = 0.1
@@ -198,7 +208,7 @@ PRESETS.register(
         student_loss=8.0,
         teacher_share=0.5,
         averaging=0.996,
-        gain=1.3,
+        gain=1.6,
         noise=0.01,
         on_target=0.85,
         evolve_from=0.4,

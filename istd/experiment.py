@@ -3,25 +3,46 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bilevel import BilevelTrainer, Schedule
+from bilevel import BilevelTrainer, HypergradientMethod, Schedule
 from bilevel.reweighting import FeatureNetworkWeights, UniformWeights
+from istd.alignment import OutputAlignment
 from istd.clusters import cluster_count, cluster_weights
 from istd.config import Config
 from istd.data.crops import Augmentation, CropLoader, Normalisation
 from istd.data.layouts import Dataset, Sample
 from istd.descriptors import describe_images
-from istd.hooks import Averaging, LabelUpdates, Selection, SharedRate
-from istd.labels import INITIAL_MASKS, HardSampleAdmission, InitialMask, LabelEvolution, PseudoMasks
+from istd.hooks import Averaging, LabelUpdates, Redrawing, Selection, SharedRate
+from istd.labels import (
+    INITIAL_MASKS,
+    AreaPrior,
+    DiffusedMasks,
+    HardSampleAdmission,
+    HeatDiffusion,
+    InitialMask,
+    InitialRule,
+    LabelEvolution,
+    LearnedLabels,
+    PseudoMasks,
+    point_maps,
+)
 from istd.methods import METHODS, hypergradient_variant
 from istd.metrics import evaluate_masks
-from istd.objectives import BareOuter, Segmentation, StudentOuter, TeacherInner
+from istd.objectives import (
+    BareOuter,
+    LearnedSegmentation,
+    PointOuter,
+    Segmentation,
+    StudentOuter,
+    TeacherInner,
+    WeightsAndLabels,
+)
 from istd.precision import has_bfloat16
 from istd.predict import predict
 from istd.students import create_student, stages_of
@@ -52,6 +73,8 @@ class Experiment:
     def __post_init__(self) -> None:
         config, dataset = self.config, self.dataset
         self.method = METHODS[config.method]
+        self.draws = self.method.draws and config.initial == "diffusion" and config.labels_lr > 0
+        self.draws = self.draws and not config.leaks_mask_area
         self.precision = config.precision if has_bfloat16(self.device) else "float32"
         torch.manual_seed(config.seed)
         self.samples: tuple[Sample, ...] = dataset.train + dataset.val
@@ -67,6 +90,9 @@ class Experiment:
         self.tokens = self.image_tokens(self.samples)
         self.network: nn.Module = self._teacher(self.vfm) if self.vfm is not None else self.student
         self.weights = self._sample_weights().to(self.device)
+        self.outer: nn.Module = self.weights
+        if isinstance(self.labels, DiffusedMasks):
+            self.outer = WeightsAndLabels(self.weights, LearnedLabels(self.labels.model)).to(self.device)
         self.averaging = Averaging(self.network, config.averaging)
         self.selection = Selection(
             self.averaging,
@@ -84,21 +110,33 @@ class Experiment:
 
     def _start_labels(self) -> PseudoMasks:
         if self.method.truth or self.config.train_labels == "true":
-            truths = iter(self.samples)
 
-            def rule(image: NDArray[np.float32], points: NDArray[np.int64]) -> InitialMask:
-                return InitialMask(_truth(next(truths)), np.ones(len(points), dtype=bool))
+            def copied(image: NDArray[np.float32], points: NDArray[np.int64], truth: NDArray[np.bool_]) -> InitialMask:
+                return InitialMask(truth, np.ones(len(points), dtype=bool))
 
-            labels = PseudoMasks(self.samples, rule, admit_all=True)
+            labels = PseudoMasks(self.samples, self._with_truth(copied), admit_all=True)
             labels.fixed[:] = True
             return labels
-        labels = PseudoMasks(self.samples, INITIAL_MASKS[self.config.initial], admit_all=not self.method.evolves)
+        if self.draws:
+            drawn = DiffusedMasks(self.samples, HeatDiffusion())
+            # Validation masks stay as they are: a diffusion that redraws what it is judged by would judge itself.
+            drawn.fix(self.validation, [drawn.start[i] for i in self.validation])
+            return drawn
+        rule = INITIAL_MASKS[self.config.initial]
+        if self.config.leaks_mask_area:
+            rule = self._with_truth(AreaPrior(rule))
+        labels = PseudoMasks(self.samples, rule, admit_all=not self.method.evolves)
         labels.admitted[self.validation] = True
         if self.config.validation_labels == "true":
             labels.fix(self.validation, [_truth(self.samples[i]) for i in self.validation])
         if not labels.admitted[self.training].any():
             labels.admitted[:] = True  # nothing to start from otherwise
         return labels
+
+    def _with_truth(self, rule: Callable[..., InitialMask]) -> InitialRule:
+        """A rule that also reads the true mask; it is called once for each sample, in their order."""
+        samples = iter(self.samples)
+        return lambda image, points: rule(image, points, _truth(next(samples)))
 
     def _load_vfm(self) -> FrozenVFM:
         c = self.config
@@ -142,14 +180,22 @@ class Experiment:
             rows = describe_images([s.image for s in (*self.samples, *further)])
         return cluster_weights(rows, k, len(self.samples), c.cluster_sharing, c.seed)
 
-    def _loader(self, indices: NDArray[np.int64], seed: int) -> CropLoader:
+    def _target(self, outer: bool) -> Callable[[int], NDArray[Any]]:
+        """What the batches of the inner or the outer objective hold as their target."""
+        if outer and self.config.outer_labels == "points":
+            return lambda i: point_maps(self.samples[i].image.shape, self.samples[i].points)
+        if isinstance(self.labels, DiffusedMasks):
+            return self.labels.hard if outer else self.labels.maps
+        return self.labels.values if self.method.soft else self.labels.hard
+
+    def _loader(self, indices: NDArray[np.int64], seed: int, outer: bool = False) -> CropLoader:
         c = self.config
         tokens: Callable[[Tensor, Tensor], Tensor] | None = None
         if self.vfm is not None and self.tokens is not None:
             tokens = cached_tokens(self.tokens) if c.vfm_view == "image" else crop_tokens(self.vfm)
         return CropLoader(
             self.samples,
-            self.labels.values if self.method.soft else self.labels.hard,
+            self._target(outer),
             lambda: indices[self.labels.admitted[indices]],
             batch_size=c.batch_size,
             augmentation=Augmentation(c.crop, c.on_target, c.scale, c.gain, c.noise),
@@ -161,7 +207,7 @@ class Experiment:
 
     def _trainer(self) -> BilevelTrainer:
         c = self.config
-        train, val = self._loader(self.training, 2 * c.seed), self._loader(self.validation, 2 * c.seed + 1)
+        train, val = self._loader(self.training, 2 * c.seed), self._loader(self.validation, 2 * c.seed + 1, outer=True)
         optimizer = torch.optim.AdamW(self.network.parameters(), c.lr, weight_decay=c.weight_decay)
         scheduler = None
         if c.cosine:
@@ -172,6 +218,8 @@ class Experiment:
             rules = self._evolution(), HardSampleAdmission(alarms=c.alarms)
             stop = round(0.8 * c.epochs)
             hooks.append(LabelUpdates(self.labels, self._averaged_teacher, *rules, start, c.evolve_every, stop))
+        if isinstance(self.outer, WeightsAndLabels) and isinstance(self.labels, DiffusedMasks):
+            hooks.append(Redrawing(self.labels, cast(LearnedLabels, self.outer.labels)))
         hooks.append(self.selection)
         common: dict[str, Any] = {
             "inner_batches": train,
@@ -191,29 +239,41 @@ class Experiment:
         if taught:
             inner = TeacherInner(c.loss, c.inner_kd, c.scam_gate, c.student_loss, c.teacher_share)
             outer = StudentOuter(c.loss, weighted=c.weighted_outer)
+        if self.draws:
+            inner = LearnedSegmentation(c.loss)
+        if c.outer_labels == "points":
+            outer = PointOuter()
         learned = list(self.weights.parameters())
         shared = list(self.student.parameters()) if self.method.outer else []
         groups: list[dict[str, Any]] = []
         if learned:
             groups.append({"params": learned, "lr": c.outer_lr, "weight_decay": 0.0})
+        if isinstance(self.outer, WeightsAndLabels):
+            groups.append({"params": list(self.outer.labels.parameters()), "lr": c.labels_lr, "weight_decay": 0.0})
         if shared:
             groups.append({"params": shared, "lr": 0.1 * c.lr if c.shared_lr is None else c.shared_lr})
             if c.shared_lr is None:
                 hooks.insert(0, SharedRate(0.1, group=len(groups) - 1))
         if not groups:
-            return BilevelTrainer(self.network, self.weights, inner_loss=inner, **common)
+            return BilevelTrainer(self.network, self.outer, inner_loss=inner, **common)
         return BilevelTrainer(
             self.network,
-            self.weights,
+            self.outer,
             inner_loss=inner,
             outer_loss=outer,
             outer_batches=val,
             outer_optimizer=torch.optim.AdamW(groups),
-            method=hypergradient_variant(c.variant, c.lr),
+            method=self._hypergradient(),
             schedule=Schedule(every=c.bilevel_every, steps=c.bilevel_steps, start=c.bilevel_every),
             shared=shared,
             **common,
         )
+
+    def _hypergradient(self) -> HypergradientMethod:
+        c = self.config
+        if self.method.weights == "network" and c.variant == "published":
+            return OutputAlignment(self.student, self.outer)
+        return hypergradient_variant(c.variant, c.lr)
 
     def _evolution(self) -> LabelEvolution:
         c = self.config

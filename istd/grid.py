@@ -102,6 +102,7 @@ def markdown(found: Mapping[str, Sequence[Metrics]], note: str) -> str:
         p = f"{ttest_rel(_values(runs, 'IoU'), base).pvalue:.2f}" if len(gain) > 1 and np.ptp(gain) > 0 else ""
         moves = [100 * float(np.mean([r["stability"][key] for r in runs])) for key in ("late_change", "label_change")]
         cells += ["" if name == reference else f"{gain.mean():+.1f}", p, *(f"{m:.1f}" for m in moves)]
+        name += " (told mask areas)" if any(r.get("leaks_mask_area") for r in runs) else ""
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

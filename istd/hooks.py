@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from istd.labels import HardSampleAdmission, LabelEvolution, PseudoMasks
+from istd.labels import DiffusedMasks, HardSampleAdmission, LabelEvolution, LearnedLabels, PseudoMasks
 
 Predictor = Callable[[int], NDArray[np.float32]]
 """Probabilities `(H, W)` of sample i."""
@@ -124,6 +124,29 @@ class LabelUpdates:
             foreground += int(before.sum())
         metrics["label_change"] = changed / max(foreground, 1)
         metrics["waiting"] = float((~self.labels.admitted).sum())
+
+
+class Redrawing:
+    """After every outer phase, draw the labels anew with the numbers it has learned.
+
+    Args:
+        masks: the labels of the run.
+        labels: the module that holds the numbers.
+    """
+
+    def __init__(self, masks: DiffusedMasks, labels: LearnedLabels) -> None:
+        self.masks, self.labels = masks, labels
+
+    def on_epoch_end(self, trainer: Any, epoch: int, metrics: dict[str, float]) -> None:
+        """Redraw where due; adds `label_change`, the share of foreground that changed, and the numbers."""
+        if "outer_loss" not in metrics:
+            return
+        before = [self.masks.hard(i) for i in range(len(self.masks))]
+        self.masks.redraw()
+        self.labels.settle()
+        changed = sum(int((b ^ self.masks.hard(i)).sum()) for i, b in enumerate(before))
+        metrics["label_change"] = changed / max(sum(int(b.sum()) for b in before), 1)
+        metrics.update(self.labels.diffusion.readable())
 
 
 class Selection:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bilevel import INNER_OBJECTIVES, OUTER_OBJECTIVES
 from istd.data.crops import Batch
@@ -124,8 +125,62 @@ class BareOuter:
         return SEGMENTATION_LOSSES[self.loss](student(batch.image.expand(-1, 3, -1, -1)), batch.target).mean()
 
 
+@dataclass(frozen=True)
+class LearnedSegmentation:
+    """`mean_i w_i l(z_i, y_i(t))`: a student on labels that depend on learned numbers t, with learned weights w.
+
+    The outer module is a `WeightsAndLabels`; the hypergradient of t runs through the labels into the inner steps.
+
+    Attributes:
+        loss: name of the segmentation loss l.
+    """
+
+    loss: str = "soft-iou"
+
+    def __call__(self, student: Any, outer: Any, batch: Batch) -> Tensor:
+        """Weighted mean over the batch."""
+        logits = student(batch.image.expand(-1, 3, -1, -1))
+        losses = SEGMENTATION_LOSSES[self.loss](logits, outer.labels(batch.target))
+        return weighted_mean(losses, outer(batch.samples))
+
+
+class WeightsAndLabels(nn.Module):
+    """An outer module of two: sample weights, and the numbers that labels are drawn with."""
+
+    def __init__(self, weights: nn.Module, labels: nn.Module) -> None:
+        super().__init__()
+        self.weights, self.labels = weights, labels
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """`(B,)` sample indices -> `(B,)` weights."""
+        out: Tensor = self.weights(samples)
+        return out
+
+
+@dataclass(frozen=True)
+class PointOuter:
+    """`-log p` at the points, `-log(1 - p)` far from all of them: an outer loss that needs nothing but the points.
+
+    With a the map of pixels next to a point and b that of pixels that count (`istd.labels.point_maps`), it is
+    `sum a (-log p) / sum a + sum (b - a) (-log(1 - p)) / sum (b - a)` over the batch, of the bare student. Pixels that
+    may or may not belong to a target do not count, so it is silent about a target's size: what it can teach is which
+    samples help to find targets, and to keep quiet elsewhere.
+    """
+
+    def __call__(self, network: Any, outer: Any, batch: Batch) -> Tensor:
+        """Mean over the pixels that count."""
+        student = getattr(network, "student", network)
+        z = student(batch.image.expand(-1, 3, -1, -1))
+        at, counted = batch.target[:, :1], batch.target[:, 1:]
+        away = counted - at
+        hit = (at * F.softplus(-z)).sum() / at.sum().clamp(min=1)
+        return hit + (away * F.softplus(z)).sum() / away.sum().clamp(min=1)
+
+
 INNER_OBJECTIVES.register("istd.segmentation", Segmentation())
+INNER_OBJECTIVES.register("istd.learned-labels", LearnedSegmentation())
 INNER_OBJECTIVES.register("istd.teacher", TeacherInner())
 INNER_OBJECTIVES.register("istd.teacher-published", TeacherInner(loss="bce", student=0.0))
+OUTER_OBJECTIVES.register("istd.points", PointOuter())
 OUTER_OBJECTIVES.register("istd.student", StudentOuter())
 OUTER_OBJECTIVES.register("istd.student-published", StudentOuter(loss="bce", weighted=True))

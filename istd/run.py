@@ -117,6 +117,7 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
         "selected_on": config.select_on,
         "train_labels": "true" if experiment.method.truth else config.train_labels,
         "validation_labels": config.validation_labels,
+        "leaks_mask_area": config.leaks_mask_area,
         "stability": _stability(experiment.trainer.history),
         "seed": config.seed,
         "preset": config.preset,
@@ -167,7 +168,8 @@ def write_json(path: Path, content: object) -> None:
 def _row_name(metrics: Metrics, network: str) -> str:
     if network == "teacher":
         return f"teacher ({_vfm(metrics)})"
-    return f"student ({metrics['method']})"
+    leak = ", told mask areas" if metrics.get("leaks_mask_area") else ""
+    return f"student ({metrics['method']}{leak})"
 
 
 def _vfm(metrics: Metrics) -> str:

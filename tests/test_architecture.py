@@ -23,7 +23,7 @@ LAYERS = {
         ["data"],
         ["metrics", "students", "labels", "clusters"],
         ["predict", "teacher"],
-        ["objectives", "hooks", "export"],
+        ["objectives", "hooks", "export", "alignment"],
         ["methods"],
         ["config", "report"],
         ["flags", "experiment"],

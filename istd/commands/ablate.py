@@ -20,6 +20,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "no label evolution": {"method": "no-evolution"},
     "published hypergradient": {"variant": "published", "weighted_outer": True},
     "rank-one, derived sign": {"variant": "gauss-newton"},
+    "nested clusters": {"cluster_sharing": "nested"},
+    "clusters of VFM features": {"descriptors": "vfm"},
     "true validation masks": {"validation_labels": "true"},
     "SCAM: concatenation": {"scam_injection": "concat"},
     "SCAM: mean over tokens": {"scam_pooling": "mean"},

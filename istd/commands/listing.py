@@ -18,12 +18,22 @@ def add(subparsers: Any) -> None:
     """Declare the flags."""
     p = subparsers.add_parser("list", help="list methods, students or VFMs", description="List what there is.")
     p.add_argument("what", choices=("methods", "students", "vfms"))
+    p.add_argument("name", nargs="?", help="with methods: a page on this one")
     p.add_argument("--json", action="store_true", help="machine-readable")
     p.set_defaults(run=show)
 
 
 def show(args: argparse.Namespace) -> None:
-    """Print the list."""
+    """Print the list, or the page on one method.
+
+    Raises:
+        ValueError: for an unknown method, or a name where there is no page.
+    """
+    if args.name is not None:
+        if args.what != "methods":
+            raise ValueError(f"`istd list {args.what}` takes no name, got {args.name!r}; only methods have a page.")
+        print(METHODS[args.name].about)
+        return
     rows = {"methods": methods, "students": students, "vfms": vfms}[args.what]()
     if args.json:
         print(json.dumps(rows, indent=2))

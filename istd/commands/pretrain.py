@@ -18,7 +18,7 @@ def add(subparsers: Any) -> None:
     p = subparsers.add_parser(
         "pretrain",
         help="pre-train a small ViT on unlabelled images",
-        description="Masked image modelling of a timm ViT on the training images of a folder, with rendered scenes "
+        description="Contrastive learning of a timm ViT on the training images of a folder, with rendered scenes "
         "among them. The file it writes is used by istd train --vfm NAME --vfm-weights FILE. No label is read.",
     )
     add_data_flags(p)
@@ -51,7 +51,7 @@ def pretrain_command(args: argparse.Namespace) -> None:
     found = pretrain(args.vfm, images, held_out, recipe, device, not args.quiet)
     write_atomically(args.out, lambda file: file.write(save(found.weights)))
     print(
-        f"{args.vfm}: {len(images)} images, {recipe.steps} steps; error on hidden patches of {len(held_out)} held-out "
-        f"images {found.held_out:.3f}, of grey {found.trivial:.3f} (deviations of a crop).\n"
+        f"{args.vfm}: {len(images)} images, {recipe.steps} steps; of {len(held_out)} held-out images "
+        f"{100 * found.found:.0f} % are found again by another crop ({100 * found.found_before:.0f} % before).\n"
         f"Use it: istd train --vfm {args.vfm} --vfm-weights {args.out}"
     )

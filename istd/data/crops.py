@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     Attributes:
         image: `(B, 1, H, W)` or `(B, 3, H, W)` normalised intensities.
-        target: `(B, 1, H, W)` pseudo-mask, 0 or 1.
+        target: `(B, C, H, W)` pseudo-mask, 0 or 1 (C = 1), or what a learned or partial label needs (C > 1).
         samples: `(B,)` positions of the samples in the list that the labels and weights are kept for.
         tokens: `(B, K, N, D)` frozen features for the teacher, or None without one.
     """
@@ -106,7 +106,8 @@ class CropLoader:
 
     Args:
         samples: all samples that have labels; `Batch.samples` counts in this list.
-        target: `target(i)` gives the current `(H, W)` pseudo-mask of sample i: bool, or soft labels in [0, 1].
+        target: `target(i)` gives the current `(H, W)` pseudo-mask of sample i: bool, or soft labels in [0, 1]; or
+            `(C, H, W)` maps, which are cut, turned and zoomed alike.
         pool: `pool()` gives the indices that take part now.
         batch_size: samples per batch; a last smaller batch is dropped unless it is the only one.
         augmentation: see `Augmentation`.
@@ -170,7 +171,8 @@ class CropLoader:
         corner = [_place(image.shape[axis], side, None if focus is None else int(focus[axis]), rng) for axis in (0, 1)]
         window = (slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side))
         x = torch.from_numpy(np.ascontiguousarray(image[window]))[None]
-        y = torch.from_numpy(np.ascontiguousarray(mask[window])).float()[None]
+        y = torch.from_numpy(np.ascontiguousarray(mask[..., *window])).float()
+        y = y if y.ndim == 3 else y[None]
         if side != a.crop:
             size = (a.crop, a.crop)
             x = F.interpolate(x[None], size, mode="bilinear", align_corners=False, antialias=side > a.crop)[0]
@@ -204,8 +206,8 @@ def _place(length: int, side: int, focus: int | None, rng: np.random.Generator) 
 
 
 def _reflect_to(array: NDArray[T], side: int) -> NDArray[T]:
-    """Mirror an image or mask at its far borders until both sides reach `side`."""
-    while min(array.shape) < side:
-        missing = [(0, min(max(side - n, 0), n - 1)) for n in array.shape]
-        array = np.pad(array, missing, mode="reflect")
+    """Mirror an image or mask `(..., H, W)` at its far borders until both sides reach `side`."""
+    while min(array.shape[-2:]) < side:
+        missing = [(0, min(max(side - n, 0), n - 1)) for n in array.shape[-2:]]
+        array = np.pad(array, [(0, 0)] * (array.ndim - 2) + missing, mode="reflect")
     return array

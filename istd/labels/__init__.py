@@ -3,20 +3,29 @@
 from istd.labels.diffusion import DiffusionMask, HeatDiffusion
 from istd.labels.evolution import LabelEvolution
 from istd.labels.hard_samples import HardSampleAdmission
-from istd.labels.initial import INITIAL_MASKS, CannyContour, HalfMaximum, InitialMask, Square
+from istd.labels.initial import INITIAL_MASKS, CannyContour, HalfMaximum, InitialMask, InitialRule, Square
+from istd.labels.leak import AreaPrior
+from istd.labels.learned import DiffusedMasks, LearnedLabels
 from istd.labels.monte_carlo import MonteCarloClustering
-from istd.labels.store import PseudoMasks
+from istd.labels.particles import ParticleDiffusion
+from istd.labels.store import PseudoMasks, point_maps
 
 __all__ = [
     "INITIAL_MASKS",
+    "AreaPrior",
     "CannyContour",
+    "DiffusedMasks",
     "DiffusionMask",
     "HalfMaximum",
     "HardSampleAdmission",
     "HeatDiffusion",
     "InitialMask",
+    "InitialRule",
     "LabelEvolution",
+    "LearnedLabels",
     "MonteCarloClustering",
+    "ParticleDiffusion",
     "PseudoMasks",
     "Square",
+    "point_maps",
 ]

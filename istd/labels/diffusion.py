@@ -107,15 +107,28 @@ class HeatDiffusion(nn.Module):
         self.mixing_logit = nn.Parameter(torch.tensor(mixing).logit())
         self.time, self.steps = time, steps
 
+    @torch.no_grad()
+    def readable(self) -> dict[str, float]:
+        """The four numbers by their symbols."""
+        return {
+            "D0": float(self.log_conductivity.exp()),
+            "beta": float(self.log_stopping.exp()),
+            "alpha": float(self.balance_logit.sigmoid()),
+            "rho": float(self.mixing_logit.sigmoid()),
+        }
+
     def heat(self, contrast: Tensor) -> Tensor:
         """`(B, n, n)` contrasts with the point in the middle -> `(B, n, n)` heat, its maximum 1."""
+        out = diffuse(_blob(contrast), self.conductivity(contrast), self.time, self.steps)
+        return out / out.amax((1, 2), keepdim=True)
+
+    def conductivity(self, contrast: Tensor) -> Tensor:
+        """D `(B, n, n)` of the contrasts, at least 1e-6."""
         rows, cols = torch.gradient(contrast, dim=(1, 2))
         gradient = (rows.square() + cols.square() + 1e-12).sqrt()
         alpha = self.balance_logit.sigmoid()
         hindrance = alpha * gradient + (1 - alpha) * local_entropy(contrast)
-        conductivity = self.log_conductivity.exp() * torch.exp(-self.log_stopping.exp() * hindrance)
-        out = diffuse(_blob(contrast), conductivity.clamp(min=1e-6), self.time, self.steps)
-        return out / out.amax((1, 2), keepdim=True)
+        return (self.log_conductivity.exp() * torch.exp(-self.log_stopping.exp() * hindrance)).clamp(min=1e-6)
 
     def forward(self, contrast: Tensor, region: Tensor) -> Tensor:
         """Soft masks `rho h + (1 - rho) S`, `(B, n, n)`; the mask is where they reach 1/2."""

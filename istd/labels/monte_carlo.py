@@ -42,15 +42,16 @@ class MonteCarloClustering:
         mask = np.zeros(image.shape, dtype=bool)
         for row, col in points.tolist():
             rows, cols, r, c = window_around(image.shape, row, col, self.half)
-            counts = self._counts(image[rows, cols] * 255.0, r, c, np.random.default_rng((self.seed, row, col)))
+            counts = self._counts(image[rows, cols], r, c, np.random.default_rng((self.seed, row, col)))
             mask[rows, cols] |= 2 * counts > counts.max()
         return InitialMask(mask, np.ones(len(points), dtype=bool))
 
     def _counts(self, window: Image, row: int, col: int, rng: np.random.Generator) -> NDArray[np.int64]:
         counts = np.zeros(window.shape, dtype=np.int64)
         for _ in range(self.repeats):
-            noisy = np.where(rng.random(window.shape) < self.noise, 255.0, window)
-            parts = slic(noisy, n_segments=self.segments, compactness=self.compactness, channel_axis=None)
+            noisy = np.where(rng.random(window.shape) < self.noise, 1.0, window)
+            # As a colour image: SLIC then measures lightness from 0 to 100, to which the published compactness belongs.
+            parts = slic(np.stack([noisy] * 3, axis=-1), n_segments=self.segments, compactness=self.compactness)
             counts += parts == parts[row, col]
         return counts
 

@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from istd.data.layouts import Sample
-from istd.labels.initial import InitialRule
+from istd.data.points import Points
+from istd.labels.initial import InitialRule, window_around
 
+SILENT_BEYOND = 15  # px around a point where a pixel may be its target's: the half side of the start masks' window
 ADMIT_AT = 0.8  # share of an image's points that the start must have got right (PAL, 2025)
 
 
@@ -65,3 +67,15 @@ class PseudoMasks:
             self.soft[i] = np.zeros_like(self.soft[i])
             self.soft[i].ravel()[places.cpu().numpy()] = values.cpu().numpy()
         self.admitted = state["admitted"].cpu().numpy()
+
+
+def point_maps(shape: tuple[int, ...], points: Points) -> NDArray[np.float32]:
+    """`(2, H, W)`: the 3x3 pixels around every point, and those together with all pixels far from any point."""
+    at, counted = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
+    for row, col in points.tolist():
+        rows, cols, _, _ = window_around(shape, row, col, SILENT_BEYOND)
+        counted[rows, cols] = 0.0
+    for row, col in points.tolist():
+        rows, cols, _, _ = window_around(shape, row, col, 1)
+        at[rows, cols] = 1.0
+    return np.stack([at, np.maximum(at, counted)])

@@ -1,6 +1,6 @@
 """Student networks: bare CNNs, with no import of the teacher or of timm."""
 
-from istd.students import alcl, dna, ggl, mlcl, msh, repisd, sctrans
+from istd.students import acm, alcl, dna, ggl, mlcl, msh, repisd, sctrans
 from istd.students.blocks import Stage
 from istd.students.registry import STUDENTS, Student, StudentInfo, create_student, inference_form, stages_of
 
@@ -9,6 +9,7 @@ __all__ = [
     "Stage",
     "Student",
     "StudentInfo",
+    "acm",
     "alcl",
     "create_student",
     "dna",
