@@ -58,6 +58,7 @@ def main() -> int:
     p.add_argument("--vfm-random", action="store_true")
     p.add_argument("--out", type=Path, default=Path("runs/leaderboard"))
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the threads")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,7 +67,7 @@ def main() -> int:
         changes["epochs"] = args.epochs
     cells = rows(args.preset, args.methods, args.students, **changes)
     dataset = load_folder(args.data)
-    found = run_grid(cells, args.seeds, dataset, args.out, device)
+    found = run_grid(cells, args.seeds, dataset, args.out, device, jobs=args.jobs)
     epochs = next(iter(cells.values())).epochs
     note = (
         f"{dataset.name}, preset {args.preset}, {epochs} epochs each, seeds {', '.join(map(str, args.seeds))}; one "

@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
+from tqdm import tqdm
 
 from bilevel.checkpoint import write_atomically
 from istd.config import Config
@@ -30,6 +33,7 @@ def run_grid(
     device: torch.device | None = None,
     progress: bool = True,
     report: Callable[[str], None] = print,
+    jobs: int = 1,
 ) -> dict[str, list[Metrics]]:
     """Train every row with every seed, or take what an earlier call has finished.
 
@@ -41,23 +45,53 @@ def run_grid(
         device: where to train.
         progress: show progress bars.
         report: called with a line per cell.
+        jobs: cells at a time, each in a process of its own with an equal share of this process's threads. On a CPU,
+            as many cells as cores with one thread each are done sooner than one after the other with all.
 
     Returns:
         By row, the metrics of every seed in order.
+
+    Raises:
+        ValueError: if `jobs` is not positive.
     """
-    found: dict[str, list[Metrics]] = {name: [] for name in rows}
-    for seed in seeds:  # seed by seed: a stopped grid is a smaller complete one
-        for name, config in rows.items():
-            cell, folder = replace(config, seed=seed), out / slug(name) / f"seed{seed}"
-            state = _state(folder, cell, dataset.name)
-            if state == "finished":
-                found[name].append(json.loads((folder / "metrics.json").read_text()))
-                continue
-            prepare_folder(folder, resume=state == "stopped", overwrite=state == "other")
-            metrics = run(cell, dataset, folder, device, state == "stopped", progress)
-            found[name].append(metrics)
-            report(f"{name}, seed {seed}: {_summary(metrics['student'])} ({metrics['seconds']:.0f} s)")
-    return found
+    if jobs < 1:
+        raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
+    # Seed by seed: a stopped grid is a smaller complete one.
+    cells = {(name, seed): replace(config, seed=seed) for seed in seeds for name, config in rows.items()}
+    folders = {(name, seed): out / slug(name) / f"seed{seed}" for name, seed in cells}
+    states = {cell: _state(folders[cell], config, dataset.name) for cell, config in cells.items()}
+    open_cells = [cell for cell, state in states.items() if state != "finished"]
+
+    def told(cell: tuple[str, int], metrics: Metrics) -> None:
+        report(f"{cell[0]}, seed {cell[1]}: {_summary(metrics['student'])} ({metrics['seconds']:.0f} s)")
+
+    if min(jobs, len(open_cells)) < 2:
+        for cell in open_cells:
+            told(cell, _train(cells[cell], dataset, folders[cell], device, states[cell], progress))
+    else:
+        threads = max(torch.get_num_threads() // jobs, 1)
+        with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+            running = {
+                pool.submit(_train, cells[cell], dataset, folders[cell], device, states[cell], False): cell
+                for cell in open_cells
+            }
+            try:
+                for done in tqdm(as_completed(running), "runs", len(running), unit="run", disable=not progress):
+                    told(running[done], done.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what runs ends its cell; what waits does not begin
+                raise
+    return {name: [_read(folders[name, seed] / "metrics.json") for seed in seeds] for name in rows}
+
+
+def _train(config: Config, dataset: Dataset, folder: Path, device: Any, state: str, progress: bool) -> Metrics:
+    """One cell, from its start or from where it stopped."""
+    prepare_folder(folder, resume=state == "stopped", overwrite=state == "other")
+    return run(config, dataset, folder, device, state == "stopped", progress)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def slug(name: str) -> str:
@@ -71,8 +105,8 @@ def _state(folder: Path, config: Config, dataset: str) -> str:
     if not any(f.is_file() for f in files):
         return "empty"
     try:
-        same = json.loads(files[0].read_text()) == config.as_dict()
-        done = files[1].is_file() and json.loads(files[1].read_text())["dataset"] == dataset
+        same = _read(files[0]) == config.as_dict()
+        done = files[1].is_file() and _read(files[1])["dataset"] == dataset
     except (OSError, ValueError, KeyError):
         return "other"
     if not same:

@@ -97,6 +97,22 @@ def test_it_trains_and_moves_the_weights():
     assert [i + 1 for i, h in enumerate(history) if "outer_loss" in h] == list(range(2, 21, 2))
 
 
+def test_outer_variables_are_constants_of_an_inner_step_and_variables_again_after_it():
+    seen = []
+
+    def watched(model, weights, batch):
+        seen.append((weights.logits.requires_grad, weights.logits.grad is None))
+        if len(seen) == 3:
+            raise RuntimeError("stop here")
+        return inner_loss(model, weights, batch)
+
+    trainer = make(inner_loss=watched)
+    with pytest.raises(RuntimeError, match="stop here"):
+        trainer.fit(1)
+    assert seen[0] == (False, True)
+    assert trainer.outer.logits.requires_grad
+
+
 def test_uniform_weights_are_an_ordinary_training_loop():
     """Bit for bit what a hand-written loop does."""
     trainer = make(weights=UniformWeights(), outer_loss=None, outer_batches=None)

@@ -16,7 +16,8 @@ from bilevel import (
     hypergradient,
 )
 from bilevel.problem import BilevelProblem
-from bilevel.tree import leaves, ravel
+from bilevel.products import reverse_over_forward, reverse_over_reverse
+from bilevel.tree import as_variables, leaves, map_leaves, ravel
 from tests.bilevel.test_hypergradients import OPTIMIZERS, logistic_problem, relative
 
 EXACT = {
@@ -255,3 +256,18 @@ def test_adam_in_float32_stays_near_the_float64_truth(steps, decay, method):
     assert found.isfinite().all()
     assert relative(found, truth) < 5e-4
     assert len(leaves(truth)) == 1
+
+
+@pytest.mark.parametrize("product", [reverse_over_reverse, reverse_over_forward])
+def test_a_mixed_product_alone_is_that_of_the_pair(product):
+    problem, w, a, batches = logistic_problem()
+
+    def loss(w, a):
+        return problem.inner_loss(w, a, batches[0])
+
+    vector = map_leaves(torch.ones_like, w)
+    variables = as_variables(w), as_variables(a)
+    _, expected = product(loss, *variables, vector)
+    bent, found = product(loss, *variables, vector, hessian=False)
+    assert bent is None
+    assert relative(found, expected) < 1e-12

@@ -5,17 +5,19 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from istd.cli import main, parser
-from istd.commands.ablate import ROWS, rows_of
-from istd.config import PRESETS, Config
+from istd.commands.ablate import ROWS, THIN, rows_of, thinned
+from istd.config import PRESETS, Config, configure
 from istd.data.crops import Normalisation
 from istd.data.layouts import load_samples
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import save_student
 from istd.flags import config_from, descriptions
+from istd.grid import run_grid
 from istd.metrics import OperatingCurve, evaluate_masks
 from istd.students import STUDENTS, create_student
 
@@ -179,6 +181,29 @@ def test_an_ablation_is_one_table_and_resumes_cell_by_cell(tmp_path, capsys, mon
     assert second["plain"][1]["student"] == found["plain"][1]["student"]
     assert main([*flags, "--epochs", "1"]) == 0  # another configuration: every cell is made anew
     assert "plain, seed 0:" in capsys.readouterr().out
+
+
+def test_cells_side_by_side_are_those_one_after_the_other(tmp_path):
+    data = synthetic_dataset(4, 2, 1, SceneConfig(size=48))
+    config = configure("smoke", "plain", student="mlcl", width=0.25, crop=32, epochs=1, evaluate_every=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = run_grid({"plain": config}, [0, 1], data, tmp_path / "one", progress=False)
+    both = run_grid({"plain": config}, [0, 1], data, tmp_path / "both", progress=False, jobs=2)
+    torch.set_num_threads(threads)
+    for a, b in zip(one["plain"], both["plain"], strict=True):
+        assert a["student"] == b["student"]
+    assert [r["seed"] for r in both["plain"]] == [0, 1]
+    with pytest.raises(ValueError, match="`jobs`"):
+        run_grid({"plain": config}, [0], data, tmp_path / "none", jobs=0)
+
+
+def test_an_ablation_of_the_cpu_preset_is_thin_unless_told_otherwise(tmp_path):
+    (tmp_path / "c.json").write_text('{"evaluate_every": 7}')
+    flags = ["ablate", "--preset", "cpu", "--config", str(tmp_path / "c.json"), "--epochs", "50"]
+    found = thinned(parser().parse_args(flags))
+    assert (found.epochs, found.evaluate_every, found.evolve_every) == (50, 7, THIN["evolve_every"])
+    assert thinned(parser().parse_args(["ablate", "--preset", "paper"])) == configure("paper")
 
 
 def test_every_row_of_the_ablation_trains(tmp_path):
