@@ -71,7 +71,7 @@ def compare(experiment: Experiment, pairs: int, steps: int) -> dict[tuple[str, s
                 "one exact step (ours)": Unrolled(rule, 1),
             }.items():
                 check = check_hypergradient(
-                    problem, w, a, [train], val, method, optimizer=rule, steps=steps, directions=1, step=1e-3
+                    problem, w, a, [train], val, method, optimizer=rule, steps=steps, directions=1, step=1e-4
                 )
                 found.setdefault(("weighted" if weighted else "unweighted", name), []).append(check)
     return found
