@@ -65,18 +65,33 @@ def _otsu(x: Image) -> Numbers:
 def _edges(x: Image) -> Numbers:
     """Sobel magnitude, Laplacian, and Harris corners (Harris and Stephens, 1988; k = 0.05, windows of 3 x 3)."""
     p = np.pad(x, 1, mode="reflect")
-    across, down = p[:, 2:] - p[:, :-2], p[2:] - p[:-2]
-    gx, gy = across[:-2] + 2 * across[1:-1] + across[2:], down[:, :-2] + 2 * down[:, 1:-1] + down[:, 2:]
-    magnitude = np.sqrt(gx * gx + gy * gy)
+    gx, gy = _sobel(p), _sobel(p.T).T
+    xx, yy = gx * gx, gy * gy
+    magnitude = np.sqrt(xx + yy)
     mean, deviation = float(magnitude.mean()), float(magnitude.std())
-    laplacian = p[2:, 1:-1] + p[:-2, 1:-1] + p[1:-1, 2:] + p[1:-1, :-2] - 4 * x
-    xx, yy, xy = _window(gx * gx), _window(gy * gy), _window(gx * gy)
-    corners = xx * yy - xy * xy - 0.05 * (xx + yy) ** 2
-    top = float(corners.max())
     strong = float((magnitude > mean + 2 * deviation).mean())
+    edges = [mean, deviation, *_quantiles(magnitude, (0.95,)), strong]
+    laplacian = p[2:, 1:-1] + p[:-2, 1:-1]
+    for part in (p[1:-1, 2:], p[1:-1, :-2], -4 * x):
+        laplacian += part
+    gx *= gy
+    xx, yy, xy = _window(xx), _window(yy), _window(gx)
+    corners = xx * yy
+    corners -= np.square(xy, out=xy)
+    xx += yy
+    corners -= 0.05 * np.square(xx, out=xx)
+    top = float(corners.max())
     found = float((corners > 0.01 * top).mean()) if top > 0 else 0.0
-    edges = [mean, deviation, *_quantiles(magnitude, (0.95,)), strong, float(laplacian.std())]
-    return [*edges, float(corners.std()), top, found]
+    return [*edges, float(laplacian.std()), float(corners.std()), top, found]
+
+
+def _sobel(p: Image) -> Image:
+    """Sobel's derivative along the columns of a padded image."""
+    across = p[:, 2:] - p[:, :-2]
+    out = across[:-2] + across[2:]
+    out += across[1:-1]
+    out += across[1:-1]
+    return out
 
 
 def _natural(x: Image) -> Numbers:
