@@ -184,7 +184,7 @@ def test_an_ablation_is_one_table_and_resumes_cell_by_cell(tmp_path, capsys, mon
 
 
 def test_cells_side_by_side_are_those_one_after_the_other(tmp_path):
-    data = synthetic_dataset(4, 2, 1, SceneConfig(size=48))
+    data = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
     config = configure("smoke", "plain", student="mlcl", width=0.25, crop=32, epochs=1, evaluate_every=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
