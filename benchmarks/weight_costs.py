@@ -13,7 +13,7 @@ other. Memory is counted: what the table, its gradient and Adam's moments hold.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +119,18 @@ def memory(samples: int, k: int) -> tuple[int, int]:
     return sum(t.numel() * t.element_size() for t in (table, table.grad, *states)), weights.groups.numel() * 8
 
 
-def report(rounds: int, samples: int) -> str:
+def report(rounds: int, samples: int, threads: Sequence[int]) -> str:
     """The markdown page."""
-    lines = ["| network | plain step, ms | weighted step | update, `Unrolled` | update, `RecomputedUnrolled` |"]
-    lines.append("|---" * 5 + "|")
+    lines = [
+        "| network | threads | plain step, ms | weighted step | update, `Unrolled` | update, `RecomputedUnrolled` |"
+    ]
+    lines.append("|---" * 6 + "|")
     for name, make in (("MLP 64-256-10, 1000 samples", mlp), ("ALCL-Net x0.5, 8 x 128 x 128", student)):
-        found = steps(make, rounds)
-        cells = f"{found['weighted']:.3f} | {found['graph']:.2f} | {found['kept']:.2f}"
-        lines.append(f"| {name} | {found['milliseconds']:.1f} | {cells} |")
+        for count in threads:
+            torch.set_num_threads(count)
+            found = steps(make, rounds)
+            cells = f"{found['weighted']:.3f} | {found['graph']:.2f} | {found['kept']:.2f}"
+            lines.append(f"| {name} | {count} | {found['milliseconds']:.1f} | {cells} |")
     lines += ["", f"k-means, {samples:,} x 64 features, 256 clusters: {clustering(samples):.1f} s", ""]
     lines += ["| samples | clusters | learned table, gradient, moments | index of groups |", "|---|---|---|---|"]
     for n, k in ((10_000, 64), (1_000_000, 64), (1_000_000, 1024)):
@@ -141,13 +145,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--samples", type=int, default=100_000, help="rows to cluster")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads, one table row each [1 2]")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    text = report(args.rounds, args.samples)
+    text = report(args.rounds, args.samples, args.threads)
     print(text)
     if args.out:
-        note = f"`python benchmarks/weight_costs.py --out {args.out}`, {args.threads} CPU threads; median ratios."
+        note = f"`python benchmarks/weight_costs.py --out {args.out}`; median ratios."
         page = f"# What learned weights cost\n\n{note}\n\n{text}"
         write_atomically(args.out, lambda file: file.write(page.encode()))
     return 0
