@@ -14,19 +14,17 @@ import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pages import add_run_flags, data_of, write_page
 
 from bilevel import HypergradientCheck, Unrolled, check_hypergradient, sgd
-from bilevel.checkpoint import write_atomically
 from bilevel.modules import parameters_of, problem_from_modules
-from istd.config import PRESETS, configure
+from istd.config import configure
 from istd.data.crops import Batch
-from istd.data.layouts import Dataset, load_folder
-from istd.data.scenes import synthetic_dataset
+from istd.data.layouts import Dataset
 from istd.experiment import Experiment
 from istd.methods import hypergradient_variant
 from istd.objectives import StudentOuter
@@ -108,19 +106,15 @@ def report(dataset: Dataset, config: Any, stops: list[int], pairs: int, steps: i
 def main() -> int:
     """Measure and print, or write."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--data", type=Path, help="dataset folder; default: rendered scenes")
-    p.add_argument("--preset", choices=list(PRESETS), default="cpu")
+    add_run_flags(p)
     p.add_argument("--width", type=float, help="of the student; default: the preset's")
-    p.add_argument("--vfm-random", action="store_true")
     p.add_argument("--stops", type=int, nargs="+", default=[0, 10, 30], help="epochs after which to look [0 10 30]")
     p.add_argument("--pairs", type=int, default=6, help="pairs of batches at each stop [6]")
     p.add_argument("--steps", type=int, default=1, help="inner steps of the exact derivative [1]")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--out", type=Path, metavar="FILE", help="write the page here")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    data = load_folder(args.data) if args.data else synthetic_dataset(train=24, val=12, test=4)
+    data = data_of(args)
     config = configure(args.preset, "semantic-priors", seed=args.seed, vfm_random=args.vfm_random or not args.data)
     config = replace(config, epochs=max(args.stops[-1], 1), width=args.width or config.width)
     text = report(data, config, sorted(args.stops), args.pairs, args.steps, progress=args.out is not None)
@@ -132,8 +126,7 @@ def main() -> int:
             f"{config.student} x{config.width}, seed {config.seed}, {args.pairs} pairs of batches, mean and deviation; "
             f"exact derivative after {args.steps} inner step(s) of SGD at the preset's rate {config.lr:g}, float64."
         )
-        page = f"# The published direction and the exact one\n\n{note}\n\n{text}"
-        write_atomically(args.out, lambda file: file.write(page.encode()))
+        write_page(args.out, "The published direction and the exact one", note, text)
     return 0
 
 

@@ -11,16 +11,14 @@ import sys
 import time
 from dataclasses import replace
 from itertools import chain, repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pages import add_run_flags, data_of, write_page
 
-from bilevel.checkpoint import write_atomically
-from istd.config import PRESETS, configure
-from istd.data.layouts import Dataset, load_folder
-from istd.data.scenes import synthetic_dataset
+from istd.config import configure
+from istd.data.layouts import Dataset
 from istd.experiment import Experiment
 from istd.precision import has_bfloat16
 
@@ -74,7 +72,6 @@ def steps(experiment: Experiment, count: int) -> list[tuple[float, float]]:
 
 def report(dataset: Dataset, config: Any, rounds: int, device: torch.device) -> str:
     """The markdown table."""
-    started = time.perf_counter()
     cached = Experiment(replace(config, vfm_view="image"), dataset, device, progress=False)
     crops = Experiment(replace(config, vfm_view="crop"), dataset, device, progress=False)
     cached.image_tokens(cached.samples[:1])  # warm
@@ -102,16 +99,12 @@ def report(dataset: Dataset, config: Any, rounds: int, device: torch.device) -> 
 def main() -> int:
     """Measure and print, or write."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--data", type=Path, help="dataset folder; default: rendered scenes")
-    p.add_argument("--preset", choices=list(PRESETS), default="cpu")
-    p.add_argument("--vfm-random", action="store_true")
+    add_run_flags(p)
     p.add_argument("--rounds", type=int, default=6)
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--out", type=Path, metavar="FILE", help="write the page here")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = load_folder(args.data) if args.data else synthetic_dataset(train=24, val=8, test=4)
+    data = data_of(args)
     config = configure(args.preset, "semantic-priors", vfm_random=args.vfm_random or not args.data)
     text = report(data, config, args.rounds, device)
     print(text)
@@ -122,8 +115,7 @@ def main() -> int:
             f"{config.student} x{config.width}, {config.vfm}, {config.batch_size} crops of {config.crop} px a step, "
             f"{precision}, {args.threads} CPU threads, {device.type}; medians."
         )
-        page = f"# What the frozen VFM costs in training\n\n{note}\n\n{text}"
-        write_atomically(args.out, lambda file: file.write(page.encode()))
+        write_page(args.out, "What the frozen VFM costs in training", note, text)
     return 0
 
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import write_page
 from timing import timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bilevel import BilevelTrainer, RecomputedUnrolled, Schedule, Unrolled, sgd
-from bilevel.checkpoint import write_atomically
 from bilevel.reweighting import Clusters, TableWeights, UniformWeights
 from istd.losses import bce_and_soft_iou
 from istd.students import create_student
@@ -151,8 +151,7 @@ def main() -> int:
     print(text)
     if args.out:
         note = f"`python benchmarks/weight_costs.py --out {args.out}`; median ratios."
-        page = f"# What learned weights cost\n\n{note}\n\n{text}"
-        write_atomically(args.out, lambda file: file.write(page.encode()))
+        write_page(args.out, "What learned weights cost", note, text)
     return 0
 
 

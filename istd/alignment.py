@@ -40,22 +40,20 @@ class OutputAlignment:
         w = {name: value.detach().requires_grad_(True) for name, value in inner.items()}
         a = {name: value.detach().requires_grad_(True) for name, value in outer.items()}
         loss = problem.outer_loss(w, a, outer_batch)
-        slopes = torch.autograd.grad(loss, list(w.values()), allow_unused=True)
+        slopes = torch.autograd.grad(loss, list(w.values()), materialize_grads=True)
         train = inner_batches[0]
         with torch.no_grad():
             trained, judged = (self._errors(inner, batch) for batch in (train, outer_batch))
             score = (trained * judged.mean(0)).mean((1, 2, 3)).relu()
             score = (score - score.mean()) / score.std().clamp(min=1e-6)
         own = functional_call(self.weights, a, (train.samples,))
-        gain = torch.autograd.grad(-self.scale * (own * score).mean(), list(a.values()), allow_unused=True)
-        value = {k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(a.items(), gain, strict=True)}
+        gain = torch.autograd.grad(-self.scale * (own * score).mean(), list(a.values()), materialize_grads=True)
+        value = dict(zip(a, gain, strict=True))
         return Hypergradient(
             value=value,
             direct=value,
             indirect={k: torch.zeros_like(x) for k, x in value.items()},
-            inner_gradient={
-                k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(w.items(), slopes, strict=True)
-            },
+            inner_gradient=dict(zip(w, slopes, strict=True)),
             outer_loss=loss.detach(),
             stats={"method": "output alignment"},
         )

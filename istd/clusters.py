@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def cluster_weights(descriptors: Matrix, k: int, members: int, sharing: str = "n
         raise ValueError(f"`sharing` must be one of none, {', '.join(SHARINGS)}, got {sharing!r}.")
     k = min(k, members)
     found = Clusters.fit(cluster_coordinates(descriptors, k, seed), k, seed, standardise=False)
-    clusters = Clusters(found.centres, found.mean, found.scale, found.labels[:members])
+    clusters = replace(found, labels=found.labels[:members])
     return ClusterWeights(clusters) if sharing == "none" else SharedClusterWeights(clusters, SHARINGS[sharing]())
 
 
@@ -60,9 +61,9 @@ def cluster_coordinates(descriptors: Matrix, k: int, seed: int = 0) -> Matrix:
     """
     z = _distinct(descriptors)
     if z.shape[1] > KEPT:
-        labels = KMeans(min(k, len(np.unique(z, axis=0))), n_init=1, random_state=seed).fit(_principal(z, seed)).labels_
+        labels = KMeans(min(k, len(np.unique(z, axis=0))), n_init=1, random_state=seed).fit(_principal(z)).labels_
         z = z[:, np.sort(_relevance(z, labels, seed).argsort()[::-1][:KEPT])]
-    return _principal(z, seed)
+    return _principal(z)
 
 
 def _distinct(x: Matrix) -> Matrix:
@@ -79,14 +80,9 @@ def _distinct(x: Matrix) -> Matrix:
     return np.asarray(z[:, kept])
 
 
-def _principal(z: Matrix, seed: int) -> Matrix:
+def _principal(z: Matrix) -> Matrix:
     """The components that explain 90 % of the variance, at most 20."""
-    most = min(20, *z.shape)
-    if not z.var():
-        return z
-    coordinates = PCA(most, random_state=seed, svd_solver="full").fit(z)
-    wanted = int(np.searchsorted(np.cumsum(coordinates.explained_variance_ratio_), 0.9)) + 1
-    return np.asarray(coordinates.transform(z)[:, : min(wanted, most)])
+    return np.asarray(PCA(0.9, svd_solver="full").fit(z).transform(z)[:, :20]) if z.var() else z
 
 
 def _relevance(z: Matrix, labels: NDArray[np.int32], seed: int) -> NDArray[np.float64]:

@@ -73,8 +73,8 @@ class Experiment:
     def __post_init__(self) -> None:
         config, dataset = self.config, self.dataset
         self.method = METHODS[config.method]
-        self.draws = self.method.draws and config.initial == "diffusion" and config.labels_lr > 0
-        self.draws = self.draws and not config.leaks_mask_area
+        learns = config.labels_lr > 0 and not config.leaks_mask_area
+        self.draws = self.method.draws and config.initial == "diffusion" and learns
         self.precision = config.precision if has_bfloat16(self.device) else "float32"
         torch.manual_seed(config.seed)
         self.samples: tuple[Sample, ...] = dataset.train + dataset.val

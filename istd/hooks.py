@@ -111,19 +111,28 @@ class LabelUpdates:
         if not self.start <= epoch <= self.stop or (epoch - self.start) % self.every:
             return
         progress = (epoch - self.start) / max(self.stop - self.start, 1)
-        changed = foreground = 0
-        for i in np.flatnonzero(~self.labels.fixed).tolist():
-            before, prediction, points = self.labels.hard(i), self.predict(i), self.labels.points[i]
+        before = _foreground(self.labels)
+        for i in before:
+            prediction, points = self.predict(i), self.labels.points[i]
             if self.labels.admitted[i]:
                 self.labels.soft[i] = self.evolution(self.labels.soft[i], prediction, points, self.labels.start[i])
             else:
                 accepted = self.admission(prediction, points, progress)
                 if accepted is not None:
                     self.labels.soft[i], self.labels.admitted[i] = accepted, True
-            changed += int((before ^ self.labels.hard(i)).sum())
-            foreground += int(before.sum())
-        metrics["label_change"] = changed / max(foreground, 1)
+        metrics["label_change"] = _turnover(self.labels, before)
         metrics["waiting"] = float((~self.labels.admitted).sum())
+
+
+def _foreground(labels: PseudoMasks) -> dict[int, NDArray[np.bool_]]:
+    """The masks of all samples that an update may change, by their index."""
+    return {i: labels.hard(i) for i in np.flatnonzero(~labels.fixed).tolist()}
+
+
+def _turnover(labels: PseudoMasks, before: dict[int, NDArray[np.bool_]]) -> float:
+    """The share of earlier foreground that has changed since."""
+    changed = sum(int((mask ^ labels.hard(i)).sum()) for i, mask in before.items())
+    return changed / max(sum(int(mask.sum()) for mask in before.values()), 1)
 
 
 class Redrawing:
@@ -141,11 +150,10 @@ class Redrawing:
         """Redraw where due; adds `label_change`, the share of foreground that changed, and the numbers."""
         if "outer_loss" not in metrics:
             return
-        before = [self.masks.hard(i) for i in range(len(self.masks))]
+        before = _foreground(self.masks)
         self.masks.redraw()
         self.labels.settle()
-        changed = sum(int((b ^ self.masks.hard(i)).sum()) for i, b in enumerate(before))
-        metrics["label_change"] = changed / max(sum(int(b.sum()) for b in before), 1)
+        metrics["label_change"] = _turnover(self.masks, before)
         metrics.update(self.labels.diffusion.readable())
 
 

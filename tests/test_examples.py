@@ -267,8 +267,9 @@ def small_config(**changes):
     )
 
 
-def test_directions_are_compared_with_the_exact_one():
+def test_directions_are_compared_with_the_exact_one(monkeypatch):
     """Our one-step unroll is the exact derivative; the published total is all direct; finite differences agree."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = load(Path("benchmarks/directions.py"))
     data = synthetic_dataset(8, 6, 1, SceneConfig(size=64))
     text = module.report(data, small_config(clusters=3), [0, 2], pairs=1, steps=1, progress=False)
@@ -283,7 +284,8 @@ def test_directions_are_compared_with_the_exact_one():
         assert (share == "no direct part") == (outer == "unweighted")
 
 
-def test_the_cost_of_features_is_measured():
+def test_the_cost_of_features_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = load(Path("benchmarks/feature_cache.py"))
     text = module.report(synthetic_dataset(8, 4, 1, SceneConfig(size=64)), small_config(), 1, torch.device("cpu"))
     shares = {line.split("|")[1].strip(): float(line.split("|")[4].strip(" %")) for line in text.splitlines()[2:4]}

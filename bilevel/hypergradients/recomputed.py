@@ -47,7 +47,7 @@ class RecomputedUnrolled:
     where `H gamma` and `(d2f / da dw) gamma` come from one recomputed product. Cost: a plain step, a recomputed
     gradient and a second-order product per inner step. Nobody asks for the adjoint of a given start, so the first step
     needs `(d2f / da dw) gamma` alone: with T = 1 and weights on the losses as outer variables, `forward` products are
-    the cheapest exact one-step unroll, one forward pass dearer than the two gradients that every method needs.
+    the cheapest exact one-step unroll of convolutional nets with normalisation (`benchmarks/weight_costs.py`).
 
     Attributes:
         optimizer: see `Unrolled`.

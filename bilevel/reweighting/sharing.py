@@ -59,9 +59,9 @@ def smoothed(width: float = 1.0) -> Sharing:
 class SharedClusterWeights(ClusterWeights):
     """Cluster weights whose logits are a fixed linear mix `M x` of the outer variables x.
 
-    With few trusted samples most clusters hold none of them, and a logit of their own would never leave zero: on 427
-    images, 256 clusters leave 89 % of the training images in such clusters. Memory O(k m) for M, which is computed once
-    from the centres. Fails where neighbours in feature space deserve opposite weights.
+    With few trusted samples most clusters hold none of them, and a logit of their own would never leave zero. Memory
+    O(k m) for M, which is computed once from the centres. Fails where neighbours in feature space deserve opposite
+    weights.
 
     Args:
         clusters: a fitted partition.

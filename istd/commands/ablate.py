@@ -34,7 +34,7 @@ ROWS: dict[str, dict[str, Any]] = {
 """What every row changes in the base configuration."""
 
 THIN: dict[str, Any] = {"epochs": 30, "evolve_every": 6, "bilevel_every": 6, "evaluate_every": 5}
-"""What an ablation changes in the `cpu` preset unless told otherwise: 51 runs in three hours on two cores."""
+"""What an ablation changes in the `cpu` preset unless told otherwise: it has many runs."""
 
 
 def add(subparsers: Any) -> None:

@@ -1,7 +1,6 @@
 """Start masks that are told the size of each target: the published prior of diffuse-to-detect and MCLC, for comparison.
 
-Both read a target's class and box from its true mask. That is more supervision than a point, and worth six points of
-IoU on SIRST-v1; every table marks it.
+Both read a target's class and box from its true mask. That is more supervision than a point, and every table marks it.
 """
 
 from dataclasses import dataclass

@@ -16,27 +16,16 @@ class ParticleDiffusion(HeatDiffusion):
     The published constants of a spot are the defaults. Nothing is differentiable through the histogram.
 
     Args:
-        conductivity, stopping, balance, mixing: see `HeatDiffusion`.
-        time: how long particles move.
-        steps: number of moves.
         particles: how many start at every point.
         seed: of the noise.
+        steps: number of moves.
+        **settings: see `HeatDiffusion`.
 
     Source: Diffuse to Detect (2026), released code (which also starts particles at bright spots nearby).
     """
 
-    def __init__(
-        self,
-        conductivity: float = 3.2,
-        stopping: float = 2.0,
-        balance: float = 0.6,
-        mixing: float = 0.5,
-        time: float = 8.0,
-        steps: int = 40,
-        particles: int = 260,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(conductivity, stopping, balance, mixing, time, steps)
+    def __init__(self, particles: int = 260, seed: int = 0, steps: int = 40, **settings: float) -> None:
+        super().__init__(steps=steps, **settings)
         if particles < 1:
             raise ValueError(f"`particles` must be at least 1, got {particles}.")
         self.particles, self.seed = particles, seed

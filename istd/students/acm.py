@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import BasicBlock, Stage, conv_bn_relu, logit_bias, scaled
+from istd.students.blocks import BasicBlock, ResidualEncoder, Stage, conv_bn_relu, logit_bias, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -60,7 +60,7 @@ class ACMNet(nn.Module):
         super().__init__()
         stem, *channels = (scaled(c, width) for c in (8, 16, 32, 64))
         self.stages = tuple(Stage(c, 4 * 2**i) for i, c in enumerate(channels))
-        self.stem = nn.Sequential(
+        quarter = nn.Sequential(
             nn.BatchNorm2d(in_channels, affine=False),
             nn.Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(stem),
@@ -69,12 +69,7 @@ class ACMNet(nn.Module):
             conv_bn_relu(stem, channels[0]),
             nn.MaxPool2d(3, stride=2, padding=1),
         )
-        self.encoder = nn.ModuleList(
-            nn.Sequential(
-                BasicBlock(channels[max(i - 1, 0)], c, stride=1 if i == 0 else 2), BasicBlock(c, c), BasicBlock(c, c)
-            )
-            for i, c in enumerate(channels)
-        )
+        self.encoder = ResidualEncoder(in_channels, channels, blocks=3, stem=quarter)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(high, low, 4, stride=2, padding=1) for low, high in pairwise(channels)
         )
@@ -86,11 +81,7 @@ class ACMNet(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """`(B, 3, H, W) -> [(B, 16 w, H/4, W/4), (B, 32 w, H/8, W/8), (B, 64 w, H/16, W/16)]`."""
-        x = self.stem(x)
-        features = []
-        for stage in self.encoder:
-            x = stage(x)
-            features.append(x)
+        features: list[Tensor] = self.encoder(x)
         return features
 
     def decode(self, features: list[Tensor]) -> Tensor:

@@ -48,11 +48,11 @@ def logit_layer(channels: int) -> nn.Conv2d:
     return layer
 
 
-def run_stages(stages: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """Outputs of all stages, each fed with the one before at half its size (2x2 maxima)."""
+def run_stages(stages: Iterable[nn.Module], x: Tensor, pool: bool = True) -> list[Tensor]:
+    """Outputs of all stages, each fed with the one before; with `pool`, at half its size (2x2 maxima)."""
     features: list[Tensor] = []
     for stage in stages:
-        x = stage(F.max_pool2d(x, 2) if features else x)
+        x = stage(F.max_pool2d(x, 2) if features and pool else x)
         features.append(x)
     return features
 
@@ -95,14 +95,15 @@ class BasicBlock(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Stem and residual stages; stage i has `channels[i]` channels at stride 2**i.
+    """Stem and residual stages; stage i has `channels[i]` channels at 2**i times the stem's stride.
 
-    `(B, in_channels, H, W) -> [(B, channels[i], H / 2**i, W / 2**i)]`, H and W divisible by the last stride.
+    `(B, in_channels, H, W) -> [(B, channels[i], H / 2**i, W / 2**i)]` for the default stem, a 3x3 convolution; H and W
+    divisible by the last stride.
     """
 
-    def __init__(self, in_channels: int, channels: Sequence[int], blocks: int) -> None:
+    def __init__(self, in_channels: int, channels: Sequence[int], blocks: int, stem: nn.Module | None = None) -> None:
         super().__init__()
-        self.stem = conv_bn_relu(in_channels, channels[0])
+        self.stem = conv_bn_relu(in_channels, channels[0]) if stem is None else stem
         stages = []
         for i, c in enumerate(channels):
             first = BasicBlock(channels[max(i - 1, 0)], c, stride=1 if i == 0 else 2)
@@ -111,12 +112,7 @@ class ResidualEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the output of every stage, highest resolution first."""
-        x = self.stem(x)
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
+        return run_stages(self.stages, self.stem(x), pool=False)
 
 
 class LocalContrast(nn.Module):

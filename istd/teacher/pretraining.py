@@ -23,8 +23,7 @@ class Pretraining:
     With z_i and z'_i the unit embeddings (mean patch token, then a two-layer map that is thrown away) of two crops of
     image i: `mean_i -log [exp(z_i.z'_i / t) / sum_j exp(z_i.z'_j / t)]`, and the same with the roles exchanged.
 
-    A mean token that knows its scene is what SCAM asks of a vision foundation model. (Masked modelling was tried first:
-    after 300 steps it had hardly left the answer "grey", where interpolation from what is seen has half the error.)
+    A mean token that knows its scene is what SCAM asks of a vision foundation model.
 
     Attributes:
         steps: optimizer steps.
