@@ -9,16 +9,23 @@ published ones where the split is the same, with what else differs. `leaderboard
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from istd.config import PRESETS, Config, configure
+from istd.config import PRESETS, Config, configure, shortened
 from istd.data.layouts import load_folder
 from istd.grid import run_grid, write_grid
 from istd.methods import METHODS
 from istd.students import STUDENTS
 
 COMPARED = ("plain", "semantic-priors", "diffuse-to-detect", "fdep", "pal", "lesps", "mclc", "full")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "diffuse-to-detect, points judge": ("diffuse-to-detect", {"outer_labels": "points"}),
+    "diffuse-to-detect, published": ("diffuse-to-detect", {"variant": "published"}),
+    "diffuse-to-detect, leaks": ("diffuse-to-detect", {"leaks_mask_area": True}),
+}
+"""Rows beside the methods: a method and what the row changes in it."""
 
 PUBLISHED = """
 Published figures on SIRST-v1's standard test split (214 images), trained at full width on SIRST3 or SIRST-v1 for 300 to
@@ -36,14 +43,17 @@ Sources: PAL (2025); Diffuse to Detect (2026), table 2, for the reruns.
 """
 
 
-def rows(preset: str, methods: list[str], students: list[str], **changes: object) -> dict[str, Config]:
-    """A configuration for every method and student."""
-    several = len(students) > 1
-    return {
-        f"{method}, {student}" if several else method: configure(preset, method, student=student, **changes)
-        for student in students
-        for method in methods
-    }
+def rows(
+    preset: str, methods: list[str], students: list[str], epochs: int | None = None, **changes: object
+) -> dict[str, Config]:
+    """A configuration for every method (or variant) and student; other `epochs` shorten all schedules alike."""
+    several, found = len(students) > 1, {}
+    for student in students:
+        for row in methods:
+            method, variant = VARIANTS.get(row, (row, {}))
+            config = configure(preset, method, student=student, **changes, **variant)
+            found[f"{row}, {student}" if several else row] = shortened(config, epochs or config.epochs)
+    return found
 
 
 def main() -> int:
@@ -51,10 +61,17 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--preset", choices=list(PRESETS), default="cpu")
-    p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(COMPARED))
+    p.add_argument(
+        "--methods",
+        nargs="+",
+        choices=[*METHODS, *VARIANTS],
+        default=list(COMPARED),
+        metavar="ROW",
+        help=f"of: {', '.join([*METHODS, *VARIANTS])}; default: {' '.join(COMPARED)}",
+    )
     p.add_argument("--students", nargs="+", choices=list(STUDENTS), default=["alcl"])
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    p.add_argument("--epochs", type=int, help="of every method; default: the preset's")
+    p.add_argument("--epochs", type=int, help="of every method; default: the preset's; all schedules shrink alike")
     p.add_argument("--vfm-random", action="store_true")
     p.add_argument("--out", type=Path, default=Path("runs/leaderboard"))
     p.add_argument("--threads", type=int, default=2)
@@ -62,10 +79,7 @@ def main() -> int:
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    changes: dict[str, object] = {"vfm_random": args.vfm_random}
-    if args.epochs:
-        changes["epochs"] = args.epochs
-    cells = rows(args.preset, args.methods, args.students, **changes)
+    cells = rows(args.preset, args.methods, args.students, args.epochs, vfm_random=args.vfm_random)
     dataset = load_folder(args.data)
     found = run_grid(cells, args.seeds, dataset, args.out, device, jobs=args.jobs)
     epochs = next(iter(cells.values())).epochs

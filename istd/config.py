@@ -256,3 +256,10 @@ def configure(preset: str, method: str | None = None, **changes: Any) -> Config:
     base = PRESETS[preset]
     name = method or base.method
     return replace(base, **{"method": name, **METHODS[name].settings, **changes})
+
+
+def shortened(config: Config, epochs: int) -> Config:
+    """The same schedule in another number of epochs: periods, which count epochs, shrink (or grow) with it."""
+    periods = ("evolve_every", "bilevel_every", "evaluate_every")
+    share = epochs / config.epochs
+    return replace(config, epochs=epochs, **{p: max(round(share * getattr(config, p)), 1) for p in periods})

@@ -244,6 +244,9 @@ def test_the_leaderboard_gives_every_method_one_budget():
     assert cells["lesps"].loss == "soft-focal"
     two = module.rows("cpu", ["plain"], ["alcl", "msh"])
     assert list(two) == ["plain, alcl", "plain, msh"]
+    short = module.rows("cpu", ["pal", *module.VARIANTS], ["alcl"], epochs=28)
+    assert (short["pal"].epochs, short["pal"].evolve_every, short["pal"].bilevel_every) == (28, 1, 6)
+    assert short["diffuse-to-detect, points judge"].outer_labels == "points"
 
 
 def test_a_diffusion_learns_its_numbers_through_the_network_it_labels_for():

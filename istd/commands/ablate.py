@@ -1,7 +1,7 @@
 """`istd ablate`: what each part of semantic-priors is worth, over several seeds, in one table."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from istd.commands.common import add_data_flags, add_device_flags, resolve_device
 from istd.commands.train import dataset_of
-from istd.config import Config
+from istd.config import PRESETS, Config, shortened
 from istd.flags import add_config_flags, config_from, read_config
 from istd.grid import run_grid, write_grid
 
@@ -33,8 +33,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """What every row changes in the base configuration."""
 
-THIN: dict[str, Any] = {"epochs": 30, "evolve_every": 6, "bilevel_every": 6, "evaluate_every": 5}
-"""What an ablation changes in the `cpu` preset unless told otherwise: it has many runs."""
+THIN = 30
+"""Epochs of an ablation's runs with the `cpu` preset unless told otherwise: they are many."""
 
 
 def add(subparsers: Any) -> None:
@@ -44,7 +44,7 @@ def add(subparsers: Any) -> None:
         help="measure what each part is worth",
         description="Train the base configuration and versions of it that lack or replace one part, with several "
         "seeds, and compare them in pairs. Finished runs in --out are kept, a stopped one goes on where it stood. With "
-        f"--preset cpu, runs are thin unless flags say otherwise: {', '.join(f'{k} {v}' for k, v in THIN.items())}.",
+        f"--preset cpu, runs have {THIN} epochs unless told otherwise, and whatever else counts epochs shrinks alike.",
     )
     add_data_flags(p)
     p.add_argument("--out", type=Path, default=Path("runs/ablation"), help="default runs/ablation")
@@ -80,11 +80,16 @@ def ablate(args: argparse.Namespace) -> None:
 
 
 def thinned(args: argparse.Namespace) -> Config:
-    """The base configuration; of the `cpu` preset, `THIN` where neither flags nor a file say otherwise."""
+    """The base configuration; that of the `cpu` preset `shortened`, where neither flags nor a file say otherwise."""
     base = config_from(args)
-    given = read_config(args.config) if args.config is not None else {}
-    open_fields = {k: v for k, v in THIN.items() if getattr(args, k) is None and k not in given}
-    return replace(base, **open_fields) if base.preset == "cpu" else base
+    if base.preset != "cpu":
+        return base
+    in_file = read_config(args.config) if args.config is not None else {}
+    given = {
+        f.name: getattr(base, f.name) for f in fields(Config) if f.name in in_file or getattr(args, f.name) is not None
+    }
+    whole = replace(base, epochs=PRESETS["cpu"].epochs)
+    return replace(shortened(whole, given.get("epochs", THIN)), **given)
 
 
 def rows_of(base: Config, wanted: list[str] | None = None) -> dict[str, Config]:
