@@ -150,6 +150,7 @@ def digits(rule: str, steps: int, seed: int = 0) -> Case:
         ("bilevel", "full unroll"): ours(Unrolled(ours_rule, steps)),
         ("bilevel", "recomputed"): ours(RecomputedUnrolled(ours_rule, steps)),
         ("bilevel", "checkpointed"): ours(CheckpointedUnrolled(ours_rule, steps)),
+        ("bilevel", "checkpointed, every 3"): ours(CheckpointedUnrolled(ours_rule, steps, 3)),
         ("bilevel", "truncated, last 5"): ours(TruncatedUnrolled(ours_rule, steps, min(5, steps))),
         ("bilevel", "CG, 20"): implicit(Implicit(solve, warn=False)),
         ("bilevel", "Neumann, 20"): implicit(Implicit(Neumann(20, 0.1), warn=False)),
@@ -188,9 +189,12 @@ def digits(rule: str, steps: int, seed: int = 0) -> Case:
         "full unroll": unroll_floor,
         "recomputed": recomputed_floor,
         "checkpointed": recomputed_floor,
+        "checkpointed, every 3": recomputed_floor,
         "CG, 20": implicit_floor,
     }
-    unrolls = frozenset({"full unroll", "recomputed", "checkpointed", "truncated, last 5"})
+    unrolls = frozenset(
+        {"full unroll", *(m for _, m in calls if m.startswith(("recomputed", "checkpointed", "trunc")))}
+    )
     others = [] if seed else [partial(digits, rule, steps, s) for s in range(1, STARTS)]
     return Case(train, calls, truth, floors, unrolls, others)
 

@@ -7,7 +7,7 @@ Each problem runs in a process of its own. `ratio` is wall time over that of T p
 fastest of interleaved repeats in one process. `floor` is the ratio of what the algorithm cannot avoid: its gradients
 and second-order products, each timed in the same process. `error` is relative to a closed form or to the float64
 unroll, median (and worst) over the starts of a problem that has several. `rss_mb` is the growth of peak memory over
-one call, each in a fresh process that has loaded all code by a call with T=2. Peers (extra `peers`): higher and
+one call, each in a fresh process that has loaded all code by a call with T=5. Peers (extra `peers`): higher and
 torchopt where they offer the algorithm; `by hand` is the shortest loop over torch.autograd.
 """
 
@@ -82,7 +82,7 @@ def _errors(cases: list[Case]) -> dict[tuple[str, str], list[float]]:
 def memory(name: str, library: str, method: str) -> float:
     """Growth of the resident peak over one call, in MB, in this (fresh) process, once all code is loaded."""
     _, rule, steps = name.split(", ")
-    digits(rule, 2).calls[library, method]()  # first use loads some 20 MB of code, whatever the method
+    digits(rule, 5).calls[library, method]()  # first use loads some 20 MB of code (5: both kinds of product are tried)
     case = digits(rule, int(steps.removeprefix("T=")))
     case.plain()
     before = _peak()
