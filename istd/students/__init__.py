@@ -1,6 +1,6 @@
 """Student networks: bare CNNs, with no import of the teacher or of timm."""
 
-from istd.students import acm, alcl, dna, ggl, mlcl, msh, repisd, sctrans
+from istd.students import acm, alcl, alcnet, dna, ggl, mlcl, msh, repisd, sctrans, uiu
 from istd.students.blocks import Stage
 from istd.students.registry import STUDENTS, Student, StudentInfo, create_student, inference_form, stages_of
 
@@ -11,6 +11,7 @@ __all__ = [
     "StudentInfo",
     "acm",
     "alcl",
+    "alcnet",
     "create_student",
     "dna",
     "ggl",
@@ -20,4 +21,5 @@ __all__ = [
     "repisd",
     "sctrans",
     "stages_of",
+    "uiu",
 ]

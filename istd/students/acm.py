@@ -10,22 +10,22 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from istd.students.attention import modulation_gate
 from istd.students.blocks import BasicBlock, ResidualEncoder, Stage, conv_bn_relu, logit_bias, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
-def _gate(channels: int, pool: bool) -> nn.Sequential:
-    """1x1 convolutions through a quarter of the channels to a sigmoid; of the global mean, or of every pixel."""
-    hidden = max(channels // 4, 1)
-    layers = (
-        nn.Conv2d(channels, hidden, 1),
+def quarter_stem(cin: int, hidden: int, cout: int) -> nn.Sequential:
+    """Normalisation, a strided and two plain convolutions, and maxima: `(B, cin, H, W) -> (B, cout, H/4, W/4)`."""
+    return nn.Sequential(
+        nn.BatchNorm2d(cin, affine=False),
+        nn.Conv2d(cin, hidden, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(hidden),
         nn.ReLU(inplace=True),
-        nn.Conv2d(hidden, channels, 1),
-        nn.BatchNorm2d(channels),
-        nn.Sigmoid(),
+        conv_bn_relu(hidden, hidden),
+        conv_bn_relu(hidden, cout),
+        nn.MaxPool2d(3, stride=2, padding=1),
     )
-    return nn.Sequential(*([nn.AdaptiveAvgPool2d(1)] if pool else []), *layers)
 
 
 class AsymmetricModulation(nn.Module):
@@ -36,8 +36,8 @@ class AsymmetricModulation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.topdown = _gate(channels, pool=True)
-        self.bottomup = _gate(channels, pool=False)
+        self.topdown = modulation_gate(channels, pool=True)
+        self.bottomup = modulation_gate(channels, pool=False)
         self.post = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
@@ -60,16 +60,9 @@ class ACMNet(nn.Module):
         super().__init__()
         stem, *channels = (scaled(c, width) for c in (8, 16, 32, 64))
         self.stages = tuple(Stage(c, 4 * 2**i) for i, c in enumerate(channels))
-        quarter = nn.Sequential(
-            nn.BatchNorm2d(in_channels, affine=False),
-            nn.Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(stem),
-            nn.ReLU(inplace=True),
-            conv_bn_relu(stem, stem),
-            conv_bn_relu(stem, channels[0]),
-            nn.MaxPool2d(3, stride=2, padding=1),
+        self.encoder = ResidualEncoder(
+            in_channels, channels, blocks=3, stem=quarter_stem(in_channels, stem, channels[0])
         )
-        self.encoder = ResidualEncoder(in_channels, channels, blocks=3, stem=quarter)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(high, low, 4, stride=2, padding=1) for low, high in pairwise(channels)
         )

@@ -1,4 +1,4 @@
-"""The residual block with channel and spatial attention that DNA-Net and MSHNet are built from."""
+"""Attention that several students share: gates by channels and by pixels, and a residual block with both."""
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,28 @@ class SpatialAttention(nn.Module):
         return out.sigmoid()
 
 
+def modulation_gate(channels: int, pool: bool) -> nn.Sequential:
+    """1x1 convolutions through a quarter of the channels to a sigmoid; of the global mean (`pool`), or of every pixel.
+
+    `(B, c, H, W) -> (B, c, 1, 1)`, or `(B, c, H, W)`. Source: Dai et al. (ACM, WACV 2021), equations 3 and 4.
+    """
+    hidden = max(channels // 4, 1)
+    layers = (
+        nn.Conv2d(channels, hidden, 1),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, channels, 1),
+        nn.BatchNorm2d(channels),
+        nn.Sigmoid(),
+    )
+    return nn.Sequential(*([nn.AdaptiveAvgPool2d(1)] if pool else []), *layers)
+
+
 class AttentionBlock(nn.Module):
-    """Two 3x3 convolutions, channel and spatial attention, and a residual path, `(B, cin, H, W) -> (B, cout, H, W)`."""
+    """Two 3x3 convolutions, channel and spatial attention, and a residual path, `(B, cin, H, W) -> (B, cout, H, W)`.
+
+    DNA-Net and MSHNet are built from it.
+    """
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
