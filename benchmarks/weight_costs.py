@@ -26,6 +26,8 @@ from torch.nn import functional as F
 
 from bilevel import BilevelTrainer, RecomputedUnrolled, Schedule, Unrolled, sgd
 from bilevel.reweighting import Clusters, TableWeights, UniformWeights
+from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.descriptors import describe_image
 from istd.losses import bce_and_soft_iou
 from istd.students import create_student
 
@@ -107,6 +109,13 @@ def clustering(samples: int = 100_000, dimensions: int = 64, k: int = 256) -> fl
     return time.perf_counter() - started
 
 
+def describing(images: int = 40) -> float:
+    """Milliseconds to describe a 256 x 256 image, the median of one at a time."""
+    scenes = synthetic_dataset(images, 1, 1, SceneConfig(size=256)).train
+    describe_image(scenes[0].image)  # plans the transforms of this size
+    return 1e3 * float(np.median([timed(lambda i=s.image: describe_image(i)) for s in scenes]))
+
+
 def memory(samples: int, k: int) -> tuple[int, int]:
     """Bytes of the learned table with its gradient and Adam's moments, and of the index of every sample's group."""
     weights = TableWeights(torch.arange(samples) % k)
@@ -132,6 +141,7 @@ def report(rounds: int, samples: int, threads: Sequence[int]) -> str:
             cells = f"{found['weighted']:.3f} | {found['graph']:.2f} | {found['kept']:.2f}"
             lines.append(f"| {name} | {count} | {found['milliseconds']:.1f} | {cells} |")
     lines += ["", f"k-means, {samples:,} x 64 features, 256 clusters: {clustering(samples):.1f} s", ""]
+    lines += [f"descriptors of a 256 x 256 image: {describing():.1f} ms", ""]
     lines += ["| samples | clusters | learned table, gradient, moments | index of groups |", "|---|---|---|---|"]
     for n, k in ((10_000, 64), (1_000_000, 64), (1_000_000, 1024)):
         table, index = memory(n, k)

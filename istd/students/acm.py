@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import modulation_gate
-from istd.students.blocks import BasicBlock, ResidualEncoder, Stage, conv_bn_relu, logit_bias, scaled
+from istd.students.blocks import BasicBlock, EncoderDecoder, ResidualEncoder, Stage, conv_bn_relu, logit_bias, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -48,7 +48,7 @@ class AsymmetricModulation(nn.Module):
         return out
 
 
-class ACMNet(nn.Module):
+class ACMNet(EncoderDecoder):
     """ACM in its U-Net form with a `width` factor on every channel count.
 
     Args:
@@ -85,13 +85,5 @@ class ACMNet(nn.Module):
         out: Tensor = self.head(x)
         return F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
-        return self.decode(self.encode(x))
 
-
-def _acm(width: float) -> nn.Module:
-    return ACMNet(width)
-
-
-STUDENTS.register("acm", StudentInfo(_acm, "ACM (Dai et al., 2021)", published_parameters=398_000))
+STUDENTS.register("acm", StudentInfo(ACMNet, "ACM (Dai et al., 2021)", published_parameters=398_000))

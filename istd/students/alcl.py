@@ -10,7 +10,15 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import LocalContrast, ResidualEncoder, Stage, conv_bn_relu, logit_layer, scaled
+from istd.students.blocks import (
+    EncoderDecoder,
+    LocalContrast,
+    ResidualEncoder,
+    Stage,
+    conv_bn_relu,
+    logit_layer,
+    scaled,
+)
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -34,7 +42,7 @@ class BilinearAttention(nn.Module):
         return out
 
 
-class ALCLNet(nn.Module):
+class ALCLNet(EncoderDecoder):
     """ALCL-Net with a `width` factor on every channel count.
 
     Args:
@@ -65,13 +73,5 @@ class ALCLNet(nn.Module):
         out: Tensor = self.head(x)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
-        return self.decode(self.encode(x))
 
-
-def _alcl(width: float) -> nn.Module:
-    return ALCLNet(width)
-
-
-STUDENTS.register("alcl", StudentInfo(_alcl, "ALCL-Net (Yu et al., 2022)", published_parameters=5_668_000))
+STUDENTS.register("alcl", StudentInfo(ALCLNet, "ALCL-Net (Yu et al., 2022)", published_parameters=5_668_000))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from istd.students.acm import quarter_stem
 from istd.students.attention import modulation_gate
-from istd.students.blocks import ResidualEncoder, Stage, conv_bn_relu, logit_layer, scaled
+from istd.students.blocks import EncoderDecoder, ResidualEncoder, Stage, conv_bn_relu, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 SHIFTS = (13, 17)
@@ -49,7 +49,7 @@ class LocalAttention(nn.Module):
         return out
 
 
-class ALCNet(nn.Module):
+class ALCNet(EncoderDecoder):
     """ALCNet with a `width` factor on every channel count.
 
     Args:
@@ -82,13 +82,5 @@ class ALCNet(nn.Module):
         out: Tensor = self.head(x)
         return F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
-        return self.decode(self.encode(x))
 
-
-def _alcnet(width: float) -> nn.Module:
-    return ALCNet(width)
-
-
-STUDENTS.register("alcnet", StudentInfo(_alcnet, "ALCNet (Dai et al., 2021)", published_parameters=520_000))
+STUDENTS.register("alcnet", StudentInfo(ALCNet, "ALCNet (Dai et al., 2021)", published_parameters=520_000))

@@ -16,6 +16,24 @@ class Stage(NamedTuple):
     stride: int
 
 
+class EncoderDecoder(nn.Module):
+    """A student: an encoder, a decoder, and the stages between them, which its subclass declares."""
+
+    stages: tuple[Stage, ...]
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """`(B, 3, H, W) -> [(B, stage.channels, H / stage.stride, W / stage.stride)]`, one per stage."""
+        raise NotImplementedError
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Encoder outputs -> logits `(B, 1, H, W)`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by the largest stride of `stages`."""
+        return self.decode(self.encode(x))
+
+
 def scaled(channels: int, width: float) -> int:
     """Channel count of a layer at a `width` factor: round(channels * width) to a multiple of 4, at least 4."""
     return max(4, 4 * round(channels * width / 4))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import AttentionBlock, attention_blocks
-from istd.students.blocks import Stage, logit_layer, run_stages, scaled
+from istd.students.blocks import EncoderDecoder, Stage, logit_layer, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 ROWS = 5
@@ -20,7 +20,7 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
 
 
-class DNANet(nn.Module):
+class DNANet(EncoderDecoder):
     """DNA-Net with a `width` factor on every channel count.
 
     Args:
@@ -62,13 +62,5 @@ class DNANet(nn.Module):
         out: Tensor = self.head(self.fuse(torch.cat([*reversed(lifted), top], dim=1)))
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
-        return self.decode(self.encode(x))
 
-
-def _dna(width: float) -> nn.Module:
-    return DNANet(width)
-
-
-STUDENTS.register("dna", StudentInfo(_dna, "DNA-Net (Li et al., 2023)", published_parameters=4_697_000))
+STUDENTS.register("dna", StudentInfo(DNANet, "DNA-Net (Li et al., 2023)", published_parameters=4_697_000))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import ChannelAttention, SpatialAttention
-from istd.students.blocks import BasicBlock, Stage, conv_bn_relu, logit_layer, scaled
+from istd.students.blocks import BasicBlock, EncoderDecoder, Stage, conv_bn_relu, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 BLOCKS = (4, 4, 4, 4, 5)
@@ -59,7 +59,7 @@ class TwoWayGuidance(nn.Module):
         return out
 
 
-class GGLNet(nn.Module):
+class GGLNet(EncoderDecoder):
     """GGL-Net with a `width` factor on every channel count.
 
     Args:
@@ -100,13 +100,5 @@ class GGLNet(nn.Module):
         out: Tensor = self.head(x)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
-        return self.decode(self.encode(x))
 
-
-def _ggl(width: float) -> nn.Module:
-    return GGLNet(width)
-
-
-STUDENTS.register("ggl", StudentInfo(_ggl, "GGL-Net (Zhao et al., 2023)", published_parameters=8_988_000))
+STUDENTS.register("ggl", StudentInfo(GGLNet, "GGL-Net (Zhao et al., 2023)", published_parameters=8_988_000))

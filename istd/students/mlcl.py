@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import LocalContrast, ResidualEncoder, Stage, conv_bn_relu, logit_layer, scaled
+from istd.students.blocks import (
+    EncoderDecoder,
+    LocalContrast,
+    ResidualEncoder,
+    Stage,
+    conv_bn_relu,
+    logit_layer,
+    scaled,
+)
 from istd.students.registry import STUDENTS, StudentInfo
 
 
-class MLCLNet(nn.Module):
+class MLCLNet(EncoderDecoder):
     """MLCL-Net with a `width` factor on every channel count.
 
     Args:
@@ -51,13 +59,5 @@ class MLCLNet(nn.Module):
         out: Tensor = self.head(x)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 4."""
-        return self.decode(self.encode(x))
 
-
-def _mlcl(width: float) -> nn.Module:
-    return MLCLNet(width)
-
-
-STUDENTS.register("mlcl", StudentInfo(_mlcl, "MLCL-Net (Yu et al., 2022)", published_parameters=657_000))
+STUDENTS.register("mlcl", StudentInfo(MLCLNet, "MLCL-Net (Yu et al., 2022)", published_parameters=657_000))

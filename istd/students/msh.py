@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import attention_blocks
-from istd.students.blocks import Stage, logit_bias, run_stages, scaled
+from istd.students.blocks import EncoderDecoder, Stage, logit_bias, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
-class MSHNet(nn.Module):
+class MSHNet(EncoderDecoder):
     """MSHNet with a `width` factor on every channel count.
 
     Args:
@@ -50,13 +50,5 @@ class MSHNet(nn.Module):
         out: Tensor = self.fuse(torch.cat(predictions[::-1], dim=1))
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
-        return self.decode(self.encode(x))
 
-
-def _msh(width: float) -> nn.Module:
-    return MSHNet(width)
-
-
-STUDENTS.register("msh", StudentInfo(_msh, "MSHNet (Liu et al., 2024)", published_parameters=4_066_000))
+STUDENTS.register("msh", StudentInfo(MSHNet, "MSHNet (Liu et al., 2024)", published_parameters=4_066_000))

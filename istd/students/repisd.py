@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import Stage, logit_layer, scaled
+from istd.students.blocks import EncoderDecoder, Stage, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -94,7 +94,7 @@ class RepBlock(nn.Module):
         return torch.relu(self.second(y) + (x if x.shape == y.shape else y))
 
 
-class RepISDNet(nn.Module):
+class RepISDNet(EncoderDecoder):
     """RepISD-Net with a `width` factor on every channel count.
 
     Args:
@@ -132,13 +132,5 @@ class RepISDNet(nn.Module):
         out: Tensor = self.head(x)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 8."""
-        return self.decode(self.encode(x))
 
-
-def _repisd(width: float) -> nn.Module:
-    return RepISDNet(width)
-
-
-STUDENTS.register("repisd", StudentInfo(_repisd, "RepISD-Net (Wu et al., 2023)", published_parameters=280_000))
+STUDENTS.register("repisd", StudentInfo(RepISDNet, "RepISD-Net (Wu et al., 2023)", published_parameters=280_000))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import BasicBlock, Stage, conv_bn_relu, logit_bias, run_stages, scaled
+from istd.students.blocks import BasicBlock, EncoderDecoder, Stage, conv_bn_relu, logit_bias, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 PATCHES = (16, 8, 4, 2)  # token size per scale: all scales meet on the grid of stride 16
@@ -118,7 +118,7 @@ class GatedUp(nn.Module):
         return out
 
 
-class SCTransNet(nn.Module):
+class SCTransNet(EncoderDecoder):
     """SCTransNet with a `width` factor on every channel count.
 
     Args:
@@ -169,13 +169,5 @@ class SCTransNet(nn.Module):
         out: Tensor = self.fuse(torch.cat(wide, dim=1))
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 16."""
-        return self.decode(self.encode(x))
 
-
-def _sctrans(width: float) -> nn.Module:
-    return SCTransNet(width)
-
-
-STUDENTS.register("sctrans", StudentInfo(_sctrans, "SCTransNet (Yuan et al., 2024)", published_parameters=11_327_000))
+STUDENTS.register("sctrans", StudentInfo(SCTransNet, "SCTransNet (Yuan et al., 2024)", published_parameters=11_327_000))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import modulation_gate
-from istd.students.blocks import Stage, conv_bn_relu, logit_layer, run_stages, scaled
+from istd.students.blocks import EncoderDecoder, Stage, conv_bn_relu, logit_layer, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -71,7 +71,7 @@ class CrossAttention(nn.Module):
         return torch.cat([self.post(2 * low * self.topdown(high)), 2 * high * self.bottomup(low)], dim=1)
 
 
-class UIUNet(nn.Module):
+class UIUNet(EncoderDecoder):
     """UIU-Net with a `width` factor on every channel count.
 
     Args:
@@ -106,13 +106,5 @@ class UIUNet(nn.Module):
         out: Tensor = self.head(x)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by 32."""
-        return self.decode(self.encode(x))
 
-
-def _uiu(width: float) -> nn.Module:
-    return UIUNet(width)
-
-
-STUDENTS.register("uiu", StudentInfo(_uiu, "UIU-Net (Wu et al., 2023)", published_parameters=50_541_000))
+STUDENTS.register("uiu", StudentInfo(UIUNet, "UIU-Net (Wu et al., 2023)", published_parameters=50_541_000))
