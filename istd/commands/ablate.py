@@ -33,7 +33,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """What every row changes in the base configuration."""
 
-THIN = 30
+THIN = 20
 """Epochs of an ablation's runs with the `cpu` preset unless told otherwise: they are many."""
 
 
