@@ -1,6 +1,7 @@
 """The command line: argv is read here and nowhere else."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,10 +24,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (0, 2 for bad input, 1 for divergence, 130 for Ctrl-C)."""
+    """Run the command line; returns the exit code (0, 2 for bad input, 1 for divergence, 130 for Ctrl-C).
+
+    141 says, as a shell does, that whoever read the output stopped reading.
+    """
     args = parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output (`| head`) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered must go somewhere at exit
+        return 141
     except (ValueError, FileNotFoundError, FileExistsError, VFMWeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

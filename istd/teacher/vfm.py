@@ -1,7 +1,8 @@
 """The frozen vision foundation model: any timm ViT, in eval mode for good, never trained and never saved.
 
-This is the only module that imports timm. Weights come from the hub, from its local cache, or from a file of the
-user's; without any of them loading stops, because a randomly initialised teacher must be asked for by name.
+This is the only module that imports timm, and it does so only where a model is asked for, so that commands without a
+VFM start sooner. Weights come from the hub, from its local cache, or from a file of the user's; without any of them
+loading stops, because a randomly initialised teacher must be asked for by name.
 """
 
 import socket
@@ -11,7 +12,6 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import numpy as np
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class FrozenVFM(nn.Module):
     std: Tensor
 
     def __init__(self, model: nn.Module, name: str, pretrained: bool, embedding: bool = False) -> None:
+        import timm
+
         super().__init__()
         frozen: Any = model.eval().requires_grad_(False)
         self.model: Any = frozen
@@ -108,6 +110,8 @@ def load_vfm(name: str, weights: Path | str | None = None, random: bool = False,
         ValueError: for an unknown name, a model that is no ViT, or both `weights` and `random`.
         VFMWeightsError: if pretrained weights cannot be had, or the file does not fit the model.
     """
+    import timm
+
     if weights is not None and random:
         raise ValueError("`--vfm-weights` and `--vfm-random` exclude each other; drop one.")
     if not timm.is_model(name):
@@ -130,6 +134,8 @@ def load_vfm(name: str, weights: Path | str | None = None, random: bool = False,
 
 def vfm_names() -> list[str]:
     """Names of timm's plain vision transformers that have pretrained weights, the DINOv3 ones first."""
+    import timm
+
     names = timm.list_models("vit_*", module="vision_transformer", pretrained=True)
     names = timm.list_models("vit_*dinov3*", pretrained=True) + names
     return list(dict.fromkeys(names))
@@ -141,6 +147,8 @@ def _hub_file(name: str) -> Path:
     Raises:
         VFMWeightsError: at once if it is not cached and the hub's name does not resolve, else if the download fails.
     """
+    import timm
+
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     if not repository:
         raise VFMWeightsError(f"timm knows no pretrained weights for the VFM {name!r}. {REMEDY}")

@@ -1,6 +1,8 @@
 """The subcommands as a user types them, and the flags that come from the dataclass."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import numpy as np
@@ -241,3 +243,16 @@ def test_true_validation_masks_stay_as_they_are_and_no_other_is_opened():
 def test_impossible_ablations_are_refused(flags, message, tmp_path, capsys):
     assert main([*ABLATION, "--out", str(tmp_path), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_gets_no_error_message():
+    command = [sys.executable, "-c", "import sys; from istd.cli import main; sys.exit(main(['list', 'methods']))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        message = process.stderr.read()
+    assert (process.returncode, message) == (141, b"")
+
+
+def test_a_command_line_that_needs_no_vfm_does_not_load_timm():
+    code = "import sys; from istd.cli import main; main(['list', 'methods']); assert 'timm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
