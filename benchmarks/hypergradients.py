@@ -30,6 +30,9 @@ from timing import Case, timed
 
 from bilevel.checkpoint import write_atomically
 
+TIE = 1.15
+"""Times that differ by less are equal: a repeated run moves them as far."""
+
 
 def measure(name: str, repeats: int) -> list[dict[str, Any]]:
     """Rows of one problem, in this process."""
@@ -119,8 +122,34 @@ def markdown(rows: list[dict[str, Any]], note: str) -> str:
                 worst = "" if r["worst"] is None else f" ({_cell(r['worst'], '.1e')})"
                 cells += [_cell(r["error"], ".1e") + worst, _cell(r["rss_mb"], ".0f")]
                 lines.append(f"| {r['method']} | {r['library']} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
+        lines += ["", *(f"- {line}" for line in peers_ahead([r for r in rows if r["problem"] == problem])), ""]
+    return "\n".join(lines).replace("\n\n\n", "\n\n")
+
+
+def peers_ahead(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for every method of one problem that a peer computes faster, by both the fastest and the median time."""
+    lines = []
+    ours = {r["method"]: r for r in rows if r["library"] == "bilevel"}
+    for r in rows:
+        own = ours.get(r["method"])
+        if r["library"] != "bilevel" and own and all(own[k] > TIE * r[k] for k in ("ratio", "median")):
+            lines.append(f"{r['library']} is ahead in {r['method']}: {r['ratio']:.2f} against {own['ratio']:.2f}.")
+    return lines
+
+
+def compare(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> str:
+    """How far ratios moved against rows measured earlier, in a sentence."""
+    before = {(r["problem"], r["library"], r["method"]): r["ratio"] for r in earlier}
+    keys = [(r["problem"], r["library"], r["method"]) for r in rows]
+    moves = {k: r["ratio"] / before[k] - 1 for k, r in zip(keys, rows, strict=True) if k in before}
+    if not moves:
+        return ""
+    size = sorted(abs(m) for m in moves.values())
+    furthest = max(moves, key=lambda k: abs(moves[k]))
+    return (
+        f" Against an earlier run {len(moves)} ratios moved by {size[len(size) // 2]:.0%} (median), nine of ten by at "
+        f"most {size[int(0.9 * (len(size) - 1))]:.0%}, the furthest, {', '.join(furthest)}, by {moves[furthest]:+.0%}."
+    )
 
 
 def _cell(value: float | None, how: str) -> str:
@@ -133,6 +162,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="four problems, few repeats, no memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write hypergradients.md and hypergradients.json here")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="say how far ratios moved since these rows")
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), help="these problems; default: all")
     parser.add_argument("--problem", choices=list(PROBLEMS), help="this problem alone, in this process")
     parser.add_argument("--memory-of", nargs=2, metavar=("LIBRARY", "METHOD"), help="with --problem: peak memory alone")
@@ -150,6 +180,7 @@ def main() -> int:
         if args.json:
             args.json.write_text(json.dumps(rows))
         return 0
+    earlier = json.loads(args.against.read_text()) if args.against else []
     rows = []
     repeats = str(min(args.repeats, 3) if args.quick else args.repeats)
     for name in args.problems or (QUICK if args.quick else PROBLEMS):
@@ -164,7 +195,7 @@ def main() -> int:
         f"`python benchmarks/hypergradients.py {shlex.join(sys.argv[1:])}`, torch "
         f"{torch.__version__.split('+')[0]}, {args.threads} CPU threads. Ratio: time over that of T plain torch.optim "
         "steps in the same process, fastest (median) of interleaved repeats; differences under 15 % are ties."
-    )
+    ) + compare(rows, earlier)
     text = markdown(rows, note)
     print(text)
     for path, content in (

@@ -160,6 +160,12 @@ def test_the_hypergradient_benchmark_measures_errors_beside_the_textbook_loop(mo
     assert floored["floor"] > 0
     text = module.markdown(rows, "how")
     assert text.count("| bilevel |") == sum(r["library"] == "bilevel" for r in rows)
+    slower = [r | ({k: 10 * r[k] for k in ("ratio", "median")} if r["library"] == "bilevel" else {}) for r in rows]
+    assert module.peers_ahead(slower)[0].startswith("by hand is ahead in CG, 20: ")
+    assert module.peers_ahead(slower)[0] in module.markdown(slower, "how")
+    assert "bilevel" in module.compare(slower, rows)
+    assert "+900%" in module.compare(slower, rows)
+    assert module.compare(rows, []) == ""
 
 
 def test_the_reweighting_benchmark_tells_right_labels_from_wrong_ones(monkeypatch, tmp_path):
