@@ -148,7 +148,7 @@ def compare(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> str:
     furthest = max(moves, key=lambda k: abs(moves[k]))
     return (
         f" Against an earlier run {len(moves)} ratios moved by {size[len(size) // 2]:.0%} (median), nine of ten by at "
-        f"most {size[int(0.9 * (len(size) - 1))]:.0%}, the furthest, {', '.join(furthest)}, by {moves[furthest]:+.0%}."
+        f"most {size[int(0.9 * (len(size) - 1))]:.0%}, the furthest ({' | '.join(furthest)}) by {moves[furthest]:+.0%}."
     )
 
 
