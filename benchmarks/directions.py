@@ -120,7 +120,9 @@ def main() -> int:
     text = report(data, config, sorted(args.stops), args.pairs, args.steps, progress=args.out is not None)
     print(text)
     if args.out:
-        flags = [f"--data {'DIR' if args.data else 'none'}", f"--steps {args.steps}", f"--width {config.width}"]
+        flags = [*(["--data DIR"] if args.data else []), *(["--vfm-random"] if args.vfm_random else [])]
+        flags += [f"--width {config.width}", f"--stops {' '.join(map(str, args.stops))}", f"--pairs {args.pairs}"]
+        flags += [f"--steps {args.steps}", f"--seed {args.seed}"]
         note = (
             f"`python benchmarks/directions.py {' '.join(flags)} --out FILE`: {data.name}, preset {config.preset}, "
             f"{config.student} x{config.width}, seed {config.seed}, {args.pairs} pairs of batches, mean and deviation; "
