@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
+from scipy.linalg.blas import saxpy
 
 Image = NDArray[np.float32]
 Numbers = list[float]
@@ -67,7 +68,8 @@ def _edges(x: Image) -> Numbers:
     p = np.pad(x, 1, mode="reflect")
     gx, gy = _sobel(p), _sobel(p.T).T
     xx, yy = gx * gx, gy * gy
-    magnitude = np.sqrt(xx + yy)
+    magnitude = xx + yy
+    np.sqrt(magnitude, out=magnitude)
     mean, deviation = float(magnitude.mean()), float(magnitude.std())
     strong = float((magnitude > mean + 2 * deviation).mean())
     edges = [mean, deviation, *_quantiles(magnitude, (0.95,)), strong]
@@ -97,9 +99,14 @@ def _sobel(p: Image) -> Image:
 def _natural(x: Image) -> Numbers:
     """MSCN coefficients `(x - m) / (s + 1/255)` and the local deviation s (Mittal et al., 2012)."""
     mean = _blur(x, 7 / 6)
-    deviation = np.sqrt(np.maximum(_blur(x * x, 7 / 6) - mean * mean, 0))
-    mscn = np.asarray((x - mean) / (deviation + 1 / 255), dtype=np.float32)
-    return [*_moments(mscn), float(deviation.mean()), float(deviation.std())]
+    deviation = _blur(x * x, 7 / 6)
+    deviation -= mean * mean
+    np.sqrt(np.maximum(deviation, 0, out=deviation), out=deviation)
+    spread = [float(deviation.mean()), float(deviation.std())]
+    deviation += 1 / 255
+    mscn = x - mean
+    mscn /= deviation
+    return [*_moments(mscn), *spread]
 
 
 def _spectrum(x: Image) -> Numbers:
@@ -202,10 +209,12 @@ def _pairwise(take: np.ufunc, x: Image) -> Image:
 
 def _peaks(x: Image) -> Numbers:
     """Top of a difference of Gaussians (1 and 3 px) in units of its deviation: maximum, 99.9 %, share above 4."""
-    band = _blur(x, 1.0) - _blur(x, 3.0)
+    band = _blur(x, 1.0)
+    band -= _blur(x, 3.0)
     deviation = float(band.std())
-    scaled = band / (deviation + 1e-6)
-    return [float(scaled.max()), *_quantiles(scaled, (0.999,)), 1e3 * float((scaled > 4).mean()), deviation]
+    unit = deviation + 1e-6
+    (high,) = _quantiles(band, (0.999,))
+    return [float(band.max()) / unit, high / unit, 1e3 * float((band > 4 * unit).mean()), deviation]
 
 
 def _blur(x: Image, sigma: float) -> Image:
@@ -221,16 +230,19 @@ def _blur(x: Image, sigma: float) -> Image:
         pair = np.empty_like(out)
         for k in range(1, radius + 1):
             np.add(p[radius + k : radius + k + n], p[radius - k : radius - k + n], out=pair)
-            pair *= taps[k]
-            out += pair
+            saxpy(pair.ravel("K"), out.ravel("K"), a=taps[k])  # adds into `out`: one pass for two
         x = out.swapaxes(0, axis)
     return x
 
 
 def _window(x: Image) -> Image:
     """Mean over 3 x 3 pixels, inside the image."""
-    rows = x[2:] + x[1:-1] + x[:-2]
-    return np.asarray((rows[:, 2:] + rows[:, 1:-1] + rows[:, :-2]) / 9)
+    rows = x[2:] + x[:-2]
+    rows += x[1:-1]
+    out = rows[:, 2:] + rows[:, :-2]
+    out += rows[:, 1:-1]
+    out /= 9
+    return out
 
 
 def _moments(x: Image) -> Numbers:
@@ -246,8 +258,10 @@ def _moments(x: Image) -> Numbers:
 
 def _histogram(x: Image, bins: int, low: float, high: float) -> NDArray[np.int64]:
     """Counts of equal bins over [low, high]; values outside go to the outermost."""
-    scaled = ((x - np.float32(low)) * np.float32(bins / max(high - low, 1e-12))).clip(0, bins - 1)
-    return np.bincount(scaled.astype(np.int32).ravel(), minlength=bins)
+    scaled = x - np.float32(low)
+    scaled *= np.float32(bins / max(high - low, 1e-12))
+    np.clip(scaled, 0, bins - 1, out=scaled)
+    return np.bincount(scaled.astype(np.intp).ravel(), minlength=bins)
 
 
 def _quantiles(x: Image, shares: Sequence[float]) -> Numbers:
