@@ -7,6 +7,7 @@ published ones where the split is the same, with what else differs. `leaderboard
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,12 @@ def main() -> int:
     dataset = load_folder(args.data)
     found = run_grid(cells, args.seeds, dataset, args.out, device, jobs=args.jobs)
     epochs = next(iter(cells.values())).epochs
+    flags = ["--data DIR", f"--preset {args.preset}", f"--epochs {epochs}", *(["--vfm-random"] * args.vfm_random)]
+    flags += [f"--students {shlex.join(args.students)}", f"--methods {shlex.join(args.methods)}"]
     note = (
+        f"`python benchmarks/leaderboard.py {' '.join(flags)} --seeds {shlex.join(map(str, args.seeds))}`: "
         f"{dataset.name}, preset {args.preset}, {epochs} epochs each, seeds {', '.join(map(str, args.seeds))}; one "
-        "split, checkpoint chosen on validation pseudo-masks, test read once; VFM with "
+        "split, checkpoint chosen on validation pseudo-masks (true masks for `full`), test read once; VFM with "
         f"{'random' if args.vfm_random else 'pretrained'} weights."
     )
     print(write_grid(found, args.out, "leaderboard", note + "\n" + PUBLISHED))
