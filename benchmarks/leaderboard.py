@@ -92,7 +92,7 @@ def main() -> int:
         "split, checkpoint chosen on validation pseudo-masks (true masks for `full`), test read once; VFM with "
         f"{'random' if args.vfm_random else 'pretrained'} weights."
     )
-    print(write_grid(found, args.out, "leaderboard", note + "\n" + PUBLISHED))
+    print(write_grid(found, args.out, "leaderboard", note, PUBLISHED))
     return 0
 
 

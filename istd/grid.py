@@ -159,9 +159,9 @@ def draw(found: Mapping[str, Sequence[Metrics]], path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def write_grid(found: Mapping[str, Sequence[Metrics]], out: Path, name: str, note: str) -> str:
-    """Write `NAME.md`, `NAME.json` and `NAME.png` into `out`, and return the table."""
-    text = markdown(found, note)
+def write_grid(found: Mapping[str, Sequence[Metrics]], out: Path, name: str, note: str, after: str = "") -> str:
+    """Write `NAME.md` (note, table, what comes after), `NAME.json` and `NAME.png` into `out`; return the page."""
+    text = markdown(found, note) + after
     write_atomically(out / f"{name}.md", lambda file: file.write(text.encode()))
     write_json(out / f"{name}.json", {row: list(runs) for row, runs in found.items()})
     draw(found, out / f"{name}.png")
