@@ -11,21 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import modulation_gate
-from istd.students.blocks import BasicBlock, EncoderDecoder, ResidualEncoder, Stage, conv_bn_relu, logit_bias, scaled
+from istd.students.blocks import (
+    BasicBlock,
+    EncoderDecoder,
+    ResidualEncoder,
+    Stage,
+    conv_bn_relu,
+    logit_bias,
+    quarter_stem,
+    scaled,
+)
 from istd.students.registry import STUDENTS, StudentInfo
-
-
-def quarter_stem(cin: int, hidden: int, cout: int) -> nn.Sequential:
-    """Normalisation, a strided and two plain convolutions, and maxima: `(B, cin, H, W) -> (B, cout, H/4, W/4)`."""
-    return nn.Sequential(
-        nn.BatchNorm2d(cin, affine=False),
-        nn.Conv2d(cin, hidden, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(hidden),
-        nn.ReLU(inplace=True),
-        conv_bn_relu(hidden, hidden),
-        conv_bn_relu(hidden, cout),
-        nn.MaxPool2d(3, stride=2, padding=1),
-    )
 
 
 class AsymmetricModulation(nn.Module):

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.acm import quarter_stem
 from istd.students.attention import modulation_gate
-from istd.students.blocks import EncoderDecoder, ResidualEncoder, Stage, conv_bn_relu, logit_layer, scaled
+from istd.students.blocks import EncoderDecoder, ResidualEncoder, Stage, conv_bn_relu, logit_layer, quarter_stem, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 SHIFTS = (13, 17)

@@ -49,6 +49,19 @@ def conv_bn_relu(cin: int, cout: int, kernel: int = 3, dilation: int = 1) -> nn.
     )
 
 
+def quarter_stem(cin: int, hidden: int, cout: int) -> nn.Sequential:
+    """Normalisation, a strided and two plain convolutions, and maxima: `(B, cin, H, W) -> (B, cout, H/4, W/4)`."""
+    return nn.Sequential(
+        nn.BatchNorm2d(cin, affine=False),
+        nn.Conv2d(cin, hidden, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(inplace=True),
+        conv_bn_relu(hidden, hidden),
+        conv_bn_relu(hidden, cout),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    )
+
+
 def logit_bias(layer: nn.Conv2d) -> None:
     """Let a layer of logits start at probability 0.01 everywhere.
 
