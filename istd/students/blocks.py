@@ -1,6 +1,7 @@
 """Convolutional blocks that the students share."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,18 +17,18 @@ class Stage(NamedTuple):
     stride: int
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(nn.Module, ABC):
     """A student: an encoder, a decoder, and the stages between them, which its subclass declares."""
 
     stages: tuple[Stage, ...]
 
+    @abstractmethod
     def encode(self, x: Tensor) -> list[Tensor]:
         """`(B, 3, H, W) -> [(B, stage.channels, H / stage.stride, W / stage.stride)]`, one per stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, features: list[Tensor]) -> Tensor:
         """Encoder outputs -> logits `(B, 1, H, W)`."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by the largest stride of `stages`."""
