@@ -28,6 +28,7 @@ from istd.data.layouts import Dataset
 from istd.experiment import Experiment
 from istd.methods import hypergradient_variant
 from istd.objectives import StudentOuter
+from istd.threads import use_threads
 
 COLUMNS = ("cosine", "indirect_cosine", "indirect_share")
 
@@ -113,7 +114,7 @@ def main() -> int:
     p.add_argument("--steps", type=int, default=1, help="inner steps of the exact derivative [1]")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     data = data_of(args)
     config = configure(args.preset, "semantic-priors", seed=args.seed, vfm_random=args.vfm_random or not args.data)
     config = replace(config, epochs=max(args.stops[-1], 1), width=args.width or config.width)

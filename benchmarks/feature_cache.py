@@ -21,6 +21,7 @@ from istd.config import configure
 from istd.data.layouts import Dataset
 from istd.experiment import Experiment
 from istd.precision import has_bfloat16
+from istd.threads import use_threads
 
 
 class Stopwatch:
@@ -102,7 +103,7 @@ def main() -> int:
     add_run_flags(p)
     p.add_argument("--rounds", type=int, default=6)
     args = p.parse_args()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = data_of(args)
     config = configure(args.preset, "semantic-priors", vfm_random=args.vfm_random or not args.data)

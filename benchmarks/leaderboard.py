@@ -19,6 +19,7 @@ from istd.data.layouts import load_folder
 from istd.grid import run_grid, write_grid
 from istd.methods import METHODS
 from istd.students import STUDENTS
+from istd.threads import use_threads
 
 COMPARED = ("plain", "semantic-priors", "diffuse-to-detect", "fdep", "pal", "lesps", "mclc", "full")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,7 +79,7 @@ def main() -> int:
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the threads")
     args = p.parse_args()
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cells = rows(args.preset, args.methods, args.students, args.epochs, vfm_random=args.vfm_random)
     dataset = load_folder(args.data)

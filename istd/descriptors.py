@@ -15,6 +15,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 from scipy.linalg.blas import saxpy
+from threadpoolctl import ThreadpoolController
 
 Image = NDArray[np.float32]
 Numbers = list[float]
@@ -35,12 +36,19 @@ def describe_image(image: Image) -> NDArray[np.float64]:
         raise ValueError(f"`image` must be (H, W) of at least 8 x 8 pixels, got shape {image.shape}.")
     x = np.ascontiguousarray(image, dtype=np.float32)
     families = _intensity, _otsu, _edges, _natural, _spectrum, _patterns, _co_occurrence, _fractal, _peaks
-    return np.nan_to_num(np.array([number for family in families for number in family(x)], dtype=np.float64))
+    with _thread_pools().limit(limits=1, user_api="blas"):  # a second thread costs more than such short sums
+        numbers = [number for family in families for number in family(x)]
+    return np.nan_to_num(np.array(numbers, dtype=np.float64))
 
 
 def describe_images(images: Sequence[Image]) -> NDArray[np.float64]:
     """`(N, 61)` descriptors."""
     return np.stack([describe_image(image) for image in images])
+
+
+@lru_cache(maxsize=1)
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries, hence once
 
 
 def _intensity(x: Image) -> Numbers:

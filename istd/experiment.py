@@ -291,9 +291,9 @@ class Experiment:
 
     def predict_teacher(self, image: NDArray[np.float32], tokens: Tensor) -> NDArray[np.float32]:
         """Probabilities of the averaged teacher on one `(H, W)` image with its `(K, N, D)` tokens."""
-        teacher = self.averaging.module
+        teacher: Any = self.averaging.module
         one = tokens[None].to(self.device).float()
-        return predict(lambda x: teacher(x, one).teacher, image, self.normalisation, self.stride, self.device)
+        return predict(lambda x: teacher.teach(x, one), image, self.normalisation, self.stride, self.device)
 
     def _averaged_teacher(self, i: int) -> NDArray[np.float32]:
         if self.tokens is None:

@@ -20,6 +20,7 @@ from bilevel.checkpoint import write_atomically
 from istd.config import Config
 from istd.data.layouts import Dataset
 from istd.run import Metrics, prepare_folder, run, write_json
+from istd.threads import use_threads
 
 SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 Rows = Mapping[str, Config]
@@ -70,7 +71,7 @@ def run_grid(
             told(cell, _train(cells[cell], dataset, folders[cell], device, states[cell], progress))
     else:
         threads = max(torch.get_num_threads() // jobs, 1)
-        with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), use_threads, (threads,)) as pool:
             running = {
                 pool.submit(_train, cells[cell], dataset, folders[cell], device, states[cell], False): cell
                 for cell in open_cells

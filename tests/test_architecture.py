@@ -19,7 +19,7 @@ LAYERS = {
         ["__init__"],
     ],
     "istd": [
-        ["regions", "losses", "descriptors", "precision"],
+        ["regions", "losses", "descriptors", "precision", "threads"],
         ["data"],
         ["metrics", "students", "labels", "clusters"],
         ["predict", "teacher"],

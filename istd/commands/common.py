@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from istd.threads import use_threads
+
 
 def add_data_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Add `--data` and `--points`."""
@@ -26,7 +28,7 @@ def resolve_device(args: argparse.Namespace) -> torch.device:
     """The device of the flags; on a CPU, the number of threads is set too.
 
     Raises:
-        ValueError: if CUDA was asked for and there is none.
+        ValueError: if CUDA was asked for and there is none, or the number of threads is not positive.
     """
     name: str = args.device
     if name == "auto":
@@ -35,5 +37,5 @@ def resolve_device(args: argparse.Namespace) -> torch.device:
         raise ValueError(f"`--device {name}`: this machine has no CUDA device; use --device cpu or auto.")
     device = torch.device(name)
     if args.threads is not None or device.type == "cpu":
-        torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+        use_threads(len(os.sched_getaffinity(0)) if args.threads is None else args.threads)
     return device

@@ -57,6 +57,10 @@ class Teacher(nn.Module):
         features = self.student.encode(image.expand(-1, 3, -1, -1))
         return Outputs(self.student.decode(features), self.decode(features, tokens))
 
+    def teach(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """The teacher's logits alone: `forward` without the student's pass."""
+        return self.decode(self.student.encode(image.expand(-1, 3, -1, -1)), tokens)
+
     def decode(self, features: list[Tensor], tokens: Tensor) -> Tensor:
         """The teacher's logits from encoder features."""
         modulated = self.adapter(features, tokens)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from istd.cli import main, parser
 from istd.commands.ablate import ROWS, THIN, rows_of, thinned
@@ -22,6 +23,7 @@ from istd.flags import config_from, descriptions
 from istd.grid import run_grid
 from istd.metrics import OperatingCurve, evaluate_masks
 from istd.students import STUDENTS, create_student
+from istd.threads import use_threads
 
 
 def config(*flags):
@@ -183,6 +185,16 @@ def test_an_ablation_is_one_table_and_resumes_cell_by_cell(tmp_path, capsys, mon
     assert second["plain"][1]["student"] == found["plain"][1]["student"]
     assert main([*flags, "--epochs", "1"]) == 0  # another configuration: every cell is made anew
     assert "plain, seed 0:" in capsys.readouterr().out
+
+
+def test_threads_are_those_of_every_library_and_at_least_one():
+    before = torch.get_num_threads()
+    with threadpool_limits():  # puts the pools back
+        use_threads(1)
+        assert {pool["num_threads"] for pool in threadpool_info()} == {torch.get_num_threads()} == {1}
+    torch.set_num_threads(before)
+    with pytest.raises(ValueError, match="`threads` must be at least 1, got 0"):
+        use_threads(0)
 
 
 def test_cells_side_by_side_are_those_one_after_the_other(tmp_path):

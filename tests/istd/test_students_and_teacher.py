@@ -212,6 +212,14 @@ def spread_scam(teacher):
         p.data.normal_()
 
 
+def test_the_teacher_alone_says_what_it_says_beside_its_student():
+    teacher = make_teacher().eval()
+    spread_scam(teacher)
+    out = teacher(batch().image, batch().tokens)
+    assert torch.equal(teacher.teach(batch().image, batch().tokens), out.teacher)
+    assert not torch.equal(out.student, out.teacher)
+
+
 def test_batch_norm_statistics_of_both_passes_do_not_mix():
     alone, both = make_teacher().train(), make_teacher().train()
     spread_scam(both)
