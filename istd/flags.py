@@ -56,6 +56,17 @@ def config_from(args: argparse.Namespace, method: str | None = None) -> Config:
     return configure(preset, chosen, **{k: v for k, v in given.items() if k != "method"})
 
 
+def given_flags(args: argparse.Namespace) -> list[str]:
+    """The configuration's part of a command line, to be shown with its result."""
+    words = [] if args.preset is None else ["--preset", args.preset]
+    words += [] if args.config is None else ["--config", str(args.config)]
+    for field in fields(Config):
+        flag, value = field.name.replace("_", "-"), getattr(args, field.name)
+        if field.name != "preset" and value is not None:
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return words
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Fields of `Config` from a JSON file.
 

@@ -1,6 +1,7 @@
 """`istd ablate`: what each part of semantic-priors is worth, over several seeds, in one table."""
 
 import argparse
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from istd.commands.common import add_data_flags, add_device_flags, resolve_device
 from istd.commands.train import dataset_of
 from istd.config import PRESETS, Config, shortened
-from istd.flags import add_config_flags, config_from, read_config
+from istd.flags import add_config_flags, config_from, given_flags, read_config
 from istd.grid import run_grid, write_grid
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -33,8 +34,20 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """What every row changes in the base configuration."""
 
+QUESTIONS = [
+    "plain",
+    "random VFM",
+    "no VFM, no SCAM",
+    "no bilevel",
+    "uniform weights",
+    "no label evolution",
+    "published hypergradient",
+    "true validation masks",
+]
+"""The rows that every reader asks for; the others vary a part instead of taking it out."""
+
 THIN = 20
-"""Epochs of an ablation's runs with the `cpu` preset unless told otherwise: they are many."""
+"""Epochs of an ablation's runs with the `cpu` preset unless told otherwise: 27 of them take two to three hours."""
 
 
 def add(subparsers: Any) -> None:
@@ -44,11 +57,18 @@ def add(subparsers: Any) -> None:
         help="measure what each part is worth",
         description="Train the base configuration and versions of it that lack or replace one part, with several "
         "seeds, and compare them in pairs. Finished runs in --out are kept, a stopped one goes on where it stood. With "
-        f"--preset cpu, runs have {THIN} epochs unless told otherwise, and whatever else counts epochs shrinks alike.",
+        f"--preset cpu, unless told otherwise, runs have {THIN} epochs, whatever else counts epochs shrinks alike, "
+        "and there are fewer rows.",
     )
     add_data_flags(p)
     p.add_argument("--out", type=Path, default=Path("runs/ablation"), help="default runs/ablation")
-    p.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", help=f"of: {', '.join(ROWS)}; default: all")
+    p.add_argument(
+        "--rows",
+        nargs="+",
+        choices=list(ROWS),
+        metavar="ROW",
+        help=f"of: {', '.join(ROWS)}; default: all; with --preset cpu: {', '.join(QUESTIONS)}",
+    )
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     p.add_argument("--jobs", type=int, help="runs at a time; default: one a core on a CPU, up to 8, else 1")
     add_device_flags(p)
@@ -68,13 +88,15 @@ def ablate(args: argparse.Namespace) -> None:
     if not dataset.has_truth:
         raise ValueError("An ablation needs true masks for the test split: there is nothing to compare without them.")
     jobs = args.jobs or (min(torch.get_num_threads(), 8) if device.type == "cpu" else 1)
-    rows = rows_of(base, args.rows)
+    rows = rows_of(base, args.rows or (QUESTIONS if base.preset == "cpu" else None))
     found = run_grid(rows, args.seeds, dataset, args.out, device, not args.quiet, jobs=jobs)
     vfm = "random weights" if base.vfm_random else "pretrained"
+    command = ["istd", "ablate", "--data", "DIR", *given_flags(args), "--seeds", *map(str, args.seeds)]
+    command += ["--rows", *args.rows] if args.rows else []
     note = (
-        f"{dataset.name}, student {base.student} x{base.width}, preset {base.preset}, {base.epochs} epochs, VFM "
-        f"{base.vfm} ({vfm}): mean and deviation over seeds {', '.join(map(str, args.seeds))}; p of a paired t-test "
-        "against the first row; checkpoints chosen on validation, test read once."
+        f"`{shlex.join(command)}`: {dataset.name}, student {base.student} x{base.width}, preset {base.preset}, "
+        f"{base.epochs} epochs, VFM {base.vfm} ({vfm}): mean and deviation over seeds; p of a paired t-test against "
+        "the first row; checkpoints chosen on validation, test read once."
     )
     print(write_grid(found, args.out, "ablation", note))
 

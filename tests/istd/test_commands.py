@@ -12,14 +12,14 @@ from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from istd.cli import main, parser
-from istd.commands.ablate import ROWS, THIN, rows_of, thinned
+from istd.commands.ablate import QUESTIONS, ROWS, THIN, rows_of, thinned
 from istd.config import PRESETS, Config, configure, shortened
 from istd.data.crops import Normalisation
 from istd.data.layouts import load_samples
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import save_student
-from istd.flags import config_from, descriptions
+from istd.flags import config_from, descriptions, given_flags
 from istd.grid import run_grid
 from istd.metrics import OperatingCurve, evaluate_masks
 from istd.students import STUDENTS, create_student
@@ -36,6 +36,17 @@ def test_every_field_has_a_flag_with_help():
     assert given == replace(
         PRESETS["smoke"], lr=0.5, clusters=7, cosine=False, variant="published", evolve_cap=float("inf")
     )
+
+
+def test_given_flags_say_the_same_configuration_again(tmp_path):
+    (tmp_path / "c.json").write_text('{"lr": 0.25}')
+    flags = ["--preset", "cpu", "--config", str(tmp_path / "c.json"), "--no-cosine", "--vfm-random", "--epochs", "3"]
+    args = parser().parse_args(["train", *flags, "--evolve-cap", "inf", "--outer-labels", "points"])
+    again = given_flags(args)
+    assert config(*again) == config_from(args)
+    assert again[:4] == flags[:4]
+    assert len(again) == len(flags) + 4
+    assert given_flags(parser().parse_args(["train"])) == []
 
 
 def test_flags_override_a_file_which_overrides_the_preset(tmp_path):
@@ -172,6 +183,8 @@ def test_an_ablation_is_one_table_and_resumes_cell_by_cell(tmp_path, capsys, mon
     first = capsys.readouterr().out
     assert first.count("seed") >= 4
     assert "| no-vfm | 2 |" in first
+    assert "istd ablate --data DIR --preset smoke --method no-vfm --student mlcl" in first
+    assert "--seeds 0 1 --rows plain`" in first
     assert (tmp_path / "ablation.png").stat().st_size > 5000
     found = json.loads((tmp_path / "ablation.json").read_text())
     assert list(found) == ["no-vfm", "plain"]
@@ -221,6 +234,23 @@ def test_an_ablation_of_the_cpu_preset_is_thin_unless_told_otherwise(tmp_path):
     assert found.evolve_every == round(50 * whole.evolve_every / whole.epochs)
     assert thinned(parser().parse_args(["ablate", "--preset", "cpu"])) == shortened(whole, THIN)
     assert thinned(parser().parse_args(["ablate", "--preset", "paper"])) == configure("paper")
+
+
+def test_an_ablation_of_the_cpu_preset_asks_the_first_questions(tmp_path, monkeypatch):
+    asked = []
+
+    def note_rows(rows, *args, **kwargs):
+        asked.append(list(rows))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("istd.commands.ablate.run_grid", note_rows)
+    monkeypatch.setattr(
+        "istd.commands.ablate.dataset_of", lambda args: synthetic_dataset(4, 2, 1, SceneConfig(size=64))
+    )
+    for preset, rows in (("cpu", QUESTIONS), ("paper", list(ROWS))):
+        assert main(["ablate", "--preset", preset, "--vfm", "vit_tiny_patch16_224", "--out", str(tmp_path)]) != 0
+        assert asked[-1] == ["semantic-priors", *rows]
+    assert set(QUESTIONS) < set(ROWS)
 
 
 def test_every_row_of_the_ablation_trains(tmp_path):
