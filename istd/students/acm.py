@@ -11,16 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import modulation_gate
-from istd.students.blocks import (
-    BasicBlock,
-    EncoderDecoder,
-    ResidualEncoder,
-    Stage,
-    conv_bn_relu,
-    logit_bias,
-    quarter_stem,
-    scaled,
-)
+from istd.students.base import Stage, Student
+from istd.students.blocks import BasicBlock, ResidualEncoder, conv_bn_relu, logit_bias, quarter_stem, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -44,7 +36,7 @@ class AsymmetricModulation(nn.Module):
         return out
 
 
-class ACMNet(EncoderDecoder):
+class ACMNet(Student):
     """ACM in its U-Net form with a `width` factor on every channel count.
 
     Args:

@@ -10,15 +10,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import (
-    EncoderDecoder,
-    LocalContrast,
-    ResidualEncoder,
-    Stage,
-    conv_bn_relu,
-    logit_layer,
-    scaled,
-)
+from istd.students.base import Stage, Student
+from istd.students.blocks import LocalContrast, ResidualEncoder, conv_bn_relu, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -42,7 +35,7 @@ class BilinearAttention(nn.Module):
         return out
 
 
-class ALCLNet(EncoderDecoder):
+class ALCLNet(Student):
     """ALCL-Net with a `width` factor on every channel count.
 
     Args:

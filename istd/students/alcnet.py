@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import modulation_gate
-from istd.students.blocks import EncoderDecoder, ResidualEncoder, Stage, conv_bn_relu, logit_layer, quarter_stem, scaled
+from istd.students.base import Stage, Student
+from istd.students.blocks import ResidualEncoder, conv_bn_relu, logit_layer, quarter_stem, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 SHIFTS = (13, 17)
@@ -48,7 +49,7 @@ class LocalAttention(nn.Module):
         return out
 
 
-class ALCNet(EncoderDecoder):
+class ALCNet(Student):
     """ALCNet with a `width` factor on every channel count.
 
     Args:

@@ -1,38 +1,11 @@
 """Convolutional blocks that the students share."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-class Stage(NamedTuple):
-    """One encoder output that a teacher may modulate: its channel count and its stride in input pixels."""
-
-    channels: int
-    stride: int
-
-
-class EncoderDecoder(nn.Module, ABC):
-    """A student: an encoder, a decoder, and the stages between them, which its subclass declares."""
-
-    stages: tuple[Stage, ...]
-
-    @abstractmethod
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """`(B, 3, H, W) -> [(B, stage.channels, H / stage.stride, W / stage.stride)]`, one per stage."""
-
-    @abstractmethod
-    def decode(self, features: list[Tensor]) -> Tensor:
-        """Encoder outputs -> logits `(B, 1, H, W)`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by the largest stride of `stages`."""
-        return self.decode(self.encode(x))
 
 
 def scaled(channels: int, width: float) -> int:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import AttentionBlock, attention_blocks
-from istd.students.blocks import EncoderDecoder, Stage, logit_layer, run_stages, scaled
+from istd.students.base import Stage, Student
+from istd.students.blocks import logit_layer, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 ROWS = 5
@@ -20,7 +21,7 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
 
 
-class DNANet(EncoderDecoder):
+class DNANet(Student):
     """DNA-Net with a `width` factor on every channel count.
 
     Args:

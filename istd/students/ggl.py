@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import ChannelAttention, SpatialAttention
-from istd.students.blocks import BasicBlock, EncoderDecoder, Stage, conv_bn_relu, logit_layer, scaled
+from istd.students.base import Stage, Student
+from istd.students.blocks import BasicBlock, conv_bn_relu, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 BLOCKS = (4, 4, 4, 4, 5)
@@ -59,7 +60,7 @@ class TwoWayGuidance(nn.Module):
         return out
 
 
-class GGLNet(EncoderDecoder):
+class GGLNet(Student):
     """GGL-Net with a `width` factor on every channel count.
 
     Args:

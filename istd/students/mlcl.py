@@ -11,19 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import (
-    EncoderDecoder,
-    LocalContrast,
-    ResidualEncoder,
-    Stage,
-    conv_bn_relu,
-    logit_layer,
-    scaled,
-)
+from istd.students.base import Stage, Student
+from istd.students.blocks import LocalContrast, ResidualEncoder, conv_bn_relu, logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
-class MLCLNet(EncoderDecoder):
+class MLCLNet(Student):
     """MLCL-Net with a `width` factor on every channel count.
 
     Args:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import attention_blocks
-from istd.students.blocks import EncoderDecoder, Stage, logit_bias, run_stages, scaled
+from istd.students.base import Stage, Student
+from istd.students.blocks import logit_bias, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
-class MSHNet(EncoderDecoder):
+class MSHNet(Student):
     """MSHNet with a `width` factor on every channel count.
 
     Args:

@@ -3,41 +3,18 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from bilevel.registry import Registry
-from istd.students.blocks import Stage
-
-
-@runtime_checkable
-class Student(Protocol):
-    """What the rest of the system asks of a student network.
-
-    `decode(encode(x)) == forward(x)`: the teacher modulates what `encode` returns and hands it to `decode`.
-    """
-
-    stages: tuple[Stage, ...]
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """`(B, 3, H, W) -> [(B, stage.channels, H / stage.stride, W / stage.stride)]`, one per stage."""
-        ...
-
-    def decode(self, features: list[Tensor]) -> Tensor:
-        """Encoder outputs -> logits `(B, 1, H, W)`."""
-        ...
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits."""
-        ...
+from istd.students.base import Stage, Student
 
 
 @dataclass(frozen=True)
 class StudentInfo:
     """A registered student: how to build it and the size that its authors' code has at width 1."""
 
-    factory: Callable[[float], nn.Module]
+    factory: Callable[[float], Student]
     title: str
     published_parameters: int
 
@@ -70,7 +47,7 @@ def stages_of(student: nn.Module) -> tuple[Stage, ...]:
     return stages
 
 
-def create_student(name: str, width: float = 1.0) -> nn.Module:
+def create_student(name: str, width: float = 1.0) -> Student:
     """Build a student by its registry name.
 
     Args:
@@ -78,7 +55,7 @@ def create_student(name: str, width: float = 1.0) -> nn.Module:
         width: factor on every channel count; 1 is the published network.
 
     Returns:
-        A module that satisfies `Student`: `(B, 3, H, W)` images to `(B, 1, H, W)` logits, H and W multiples of the
+        A network: `(B, 3, H, W)` images to `(B, 1, H, W)` logits, H and W multiples of the
         largest stride in `stages`.
 
     Raises:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import EncoderDecoder, Stage, logit_layer, scaled
+from istd.students.base import Stage, Student
+from istd.students.blocks import logit_layer, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -94,7 +95,7 @@ class RepBlock(nn.Module):
         return torch.relu(self.second(y) + (x if x.shape == y.shape else y))
 
 
-class RepISDNet(EncoderDecoder):
+class RepISDNet(Student):
     """RepISD-Net with a `width` factor on every channel count.
 
     Args:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.blocks import BasicBlock, EncoderDecoder, Stage, conv_bn_relu, logit_bias, run_stages, scaled
+from istd.students.base import Stage, Student
+from istd.students.blocks import BasicBlock, conv_bn_relu, logit_bias, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 PATCHES = (16, 8, 4, 2)  # token size per scale: all scales meet on the grid of stride 16
@@ -118,7 +119,7 @@ class GatedUp(nn.Module):
         return out
 
 
-class SCTransNet(EncoderDecoder):
+class SCTransNet(Student):
     """SCTransNet with a `width` factor on every channel count.
 
     Args:

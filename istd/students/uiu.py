@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.students.attention import modulation_gate
-from istd.students.blocks import EncoderDecoder, Stage, conv_bn_relu, logit_layer, run_stages, scaled
+from istd.students.base import Stage, Student
+from istd.students.blocks import conv_bn_relu, logit_layer, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
 
 
@@ -71,7 +72,7 @@ class CrossAttention(nn.Module):
         return torch.cat([self.post(2 * low * self.topdown(high)), 2 * high * self.bottomup(low)], dim=1)
 
 
-class UIUNet(EncoderDecoder):
+class UIUNet(Student):
     """UIU-Net with a `width` factor on every channel count.
 
     Args:
