@@ -216,7 +216,7 @@ class Experiment:
         if self.method.evolves:
             start = max(round(c.evolve_from * c.epochs), 1)
             rules = self._evolution(), HardSampleAdmission(alarms=c.alarms)
-            stop = round(0.8 * c.epochs)
+            stop = round(self.method.until * c.epochs)
             hooks.append(LabelUpdates(self.labels, self._averaged_teacher, *rules, start, c.evolve_every, stop))
         if isinstance(self.outer, WeightsAndLabels) and isinstance(self.labels, DiffusedMasks):
             hooks.append(Redrawing(self.labels, cast(LearnedLabels, self.outer.labels)))
