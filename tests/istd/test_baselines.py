@@ -11,6 +11,7 @@ from istd.config import PRESETS, configure
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import load_student
+from istd.hooks import LabelUpdates
 from istd.labels import INITIAL_MASKS, LabelEvolution, MonteCarloClustering
 from istd.losses import edge_ohem, soft_focal
 from istd.metrics import HolisticScore, evaluate_masks
@@ -125,6 +126,19 @@ def test_baselines_train_from_points(method):
     assert any("label_change" in entry for entry in experiment.trainer.history) == (method != "mclc")
     learned = [p for p in experiment.weights.parameters() if p.abs().sum() > 0]
     assert bool(learned) == (method == "diffuse-to-detect")
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs"), [("lesps", (50, 400)), ("pal", (80, 320)), ("semantic-priors", (80, 320))]
+)
+def test_labels_evolve_when_their_source_lets_them(method, epochs):
+    """Of 400 epochs (LESPS: from 50 to the end; PAL and semantic-priors: from a fifth to four fifths)."""
+    scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
+    changes = {**SMALL, "epochs": 400, "vfm": "vit_tiny_patch16_224", "vfm_random": True, "vfm_size": 64}
+    experiment = Experiment(configure("paper", method, **changes), scenes, progress=False)
+    (updates,) = (hook for hook in experiment.trainer.hooks if isinstance(hook, LabelUpdates))
+    assert (updates.start, updates.stop) == epochs
+    assert updates.every == 5
 
 
 def test_soft_labels_reach_the_loss_as_they_are():
