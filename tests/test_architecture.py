@@ -31,6 +31,7 @@ LAYERS = {
         ["grid"],
         ["commands"],
         ["cli"],
+        ["__main__"],
         ["__init__"],
     ],
 }

@@ -236,7 +236,7 @@ def test_an_ablation_of_the_cpu_preset_is_thin_unless_told_otherwise(tmp_path):
     assert thinned(parser().parse_args(["ablate", "--preset", "paper"])) == configure("paper")
 
 
-def test_an_ablation_of_the_cpu_preset_asks_the_first_questions(tmp_path, monkeypatch):
+def test_an_ablation_of_the_cpu_preset_asks_the_first_questions(tmp_path, monkeypatch, capsys):
     asked = []
 
     def note_rows(rows, *args, **kwargs):
@@ -248,7 +248,8 @@ def test_an_ablation_of_the_cpu_preset_asks_the_first_questions(tmp_path, monkey
         "istd.commands.ablate.dataset_of", lambda args: synthetic_dataset(4, 2, 1, SceneConfig(size=64))
     )
     for preset, rows in (("cpu", QUESTIONS), ("paper", list(ROWS))):
-        assert main(["ablate", "--preset", preset, "--vfm", "vit_tiny_patch16_224", "--out", str(tmp_path)]) != 0
+        assert main(["ablate", "--preset", preset, "--vfm", "vit_tiny_patch16_224", "--out", str(tmp_path)]) == 130
+        assert f"interrupted; what has run is in {tmp_path}" in capsys.readouterr().err
         assert asked[-1] == ["semantic-priors", *rows]
     assert set(QUESTIONS) < set(ROWS)
 
@@ -288,8 +289,9 @@ def test_impossible_ablations_are_refused(flags, message, tmp_path, capsys):
 
 
 def test_a_reader_that_has_enough_gets_no_error_message():
-    command = [sys.executable, "-c", "import sys; from istd.cli import main; sys.exit(main(['list', 'methods']))"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "istd", "list", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         process.stdout.close()
         message = process.stderr.read()
     assert (process.returncode, message) == (141, b"")
