@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 from tqdm import tqdm
 
+from bilevel import TrainingDiverged
 from bilevel.checkpoint import write_atomically
 from istd.config import Config
 from istd.data.layouts import Dataset
@@ -54,6 +56,7 @@ def run_grid(
 
     Raises:
         ValueError: if `jobs` is not positive.
+        TrainingDiverged: if cells diverged; the message names them, and all others have been trained and are kept.
     """
     if jobs < 1:
         raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
@@ -63,12 +66,21 @@ def run_grid(
     states = {cell: _state(folders[cell], config, dataset.name) for cell, config in cells.items()}
     open_cells = [cell for cell, state in states.items() if state != "finished"]
 
-    def told(cell: tuple[str, int], metrics: Metrics) -> None:
-        report(f"{cell[0]}, seed {cell[1]}: {_summary(metrics['student'])} ({metrics['seconds']:.0f} s)")
+    diverged: list[str] = []
+
+    def told(cell: tuple[str, int], result: Callable[[], Metrics]) -> None:
+        name = f"{cell[0]}, seed {cell[1]}"
+        try:
+            metrics = result()
+        except TrainingDiverged as error:  # hours of other cells do not wait for this one
+            diverged.append(f"{name}: {error}")
+            report(diverged[-1])
+        else:
+            report(f"{name}: {_summary(metrics['student'])} ({metrics['seconds']:.0f} s)")
 
     if min(jobs, len(open_cells)) < 2:
         for cell in open_cells:
-            told(cell, _train(cells[cell], dataset, folders[cell], device, states[cell], progress))
+            told(cell, partial(_train, cells[cell], dataset, folders[cell], device, states[cell], progress))
     else:
         threads = max(torch.get_num_threads() // jobs, 1)
         with ProcessPoolExecutor(jobs, get_context("spawn"), use_threads, (threads,)) as pool:
@@ -78,10 +90,14 @@ def run_grid(
             }
             try:
                 for done in tqdm(as_completed(running), "runs", len(running), unit="run", disable=not progress):
-                    told(running[done], done.result())
+                    told(running[done], done.result)
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # what runs ends its cell; what waits does not begin
                 raise
+    if diverged:
+        raise TrainingDiverged(
+            f"{len(diverged)} of {len(cells)} runs diverged; the others are kept in {out}.\n" + "\n".join(diverged)
+        )
     return {name: [_read(folders[name, seed] / "metrics.json") for seed in seeds] for name in rows}
 
 

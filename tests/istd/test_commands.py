@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from bilevel import TrainingDiverged
 from istd.cli import main, parser
 from istd.commands.ablate import QUESTIONS, ROWS, THIN, rows_of, thinned
 from istd.config import PRESETS, Config, configure, shortened
@@ -223,6 +224,17 @@ def test_cells_side_by_side_are_those_one_after_the_other(tmp_path):
     assert [r["seed"] for r in both["plain"]] == [0, 1]
     with pytest.raises(ValueError, match="`jobs`"):
         run_grid({"plain": config}, [0], data, tmp_path / "none", jobs=0)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_diverges_does_not_stop_the_others(tmp_path, jobs):
+    data = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
+    config = configure("smoke", "plain", student="mlcl", width=0.25, crop=32, epochs=2, evaluate_every=1)
+    rows = {"wild": replace(config, lr=float("inf")), "plain": config}
+    with pytest.raises(TrainingDiverged, match=r"1 of 2 runs diverged(.|\n)*wild, seed 0: The inner loss is nan"):
+        run_grid(rows, [0], data, tmp_path, progress=False, jobs=jobs)
+    assert (tmp_path / "plain" / "seed0" / "metrics.json").is_file()
+    assert not (tmp_path / "wild" / "seed0" / "metrics.json").exists()
 
 
 def test_an_ablation_of_the_cpu_preset_is_thin_unless_told_otherwise(tmp_path):
