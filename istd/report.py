@@ -15,6 +15,7 @@ from istd.data.layouts import Sample
 
 COLUMNS = ("IoU", "nIoU", "Pd", "Fa")
 ZOOM = 24  # half side in pixels of the zoomed views
+PANELS = 24  # of the picture of masks
 
 
 class Panel(NamedTuple):
@@ -90,9 +91,9 @@ def draw_curve(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) 
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def draw_masks(path: Path, samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]], most: int = 24) -> None:
-    """Draw the windows around the first points of some samples, with their masks, into one JPEG."""
-    chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
+def draw_masks(path: Path, samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]]) -> None:
+    """Draw the windows around the first points of up to `PANELS` samples, with their masks, into one JPEG."""
+    chosen = np.linspace(0, len(samples) - 1, min(PANELS, len(samples))).round().astype(int)
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(2.0 * columns, 2.2 * rows), constrained_layout=True)

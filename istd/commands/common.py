@@ -2,10 +2,16 @@
 
 import argparse
 import os
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
+from bilevel.checkpoint import write_atomically
 from istd.threads import use_threads
 
 
@@ -22,6 +28,29 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def add_mask_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--out` and `--overwrite`, for a command that writes a mask per image."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for the masks")
+    parser.add_argument("--overwrite", action="store_true", help="replace masks that are there")
+
+
+def refuse_overwriting(args: argparse.Namespace, names: Iterable[str]) -> None:
+    """Protect pictures that are in `--out` already: another run's masks, or the images themselves.
+
+    Raises:
+        FileExistsError: if there is one and `--overwrite` was not given.
+    """
+    there = next((path for name in names if (path := args.out / f"{name}.png").exists()), None)
+    if there is not None and not args.overwrite:
+        raise FileExistsError(f"{there} is there already; choose another --out, or replace it with --overwrite.")
+
+
+def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
+    """Write a mask atomically, as a PNG with 0 and 255."""
+    picture = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    write_atomically(path, partial(picture.save, format="PNG"))
 
 
 def resolve_device(args: argparse.Namespace) -> torch.device:

@@ -1,16 +1,12 @@
 """`istd masks`: pseudo-masks from points, for a folder of images; no training."""
 
 import argparse
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from bilevel.checkpoint import write_atomically
-from istd.commands.common import add_data_flags
+from istd.commands.common import add_data_flags, add_mask_flags, refuse_overwriting, write_mask
 from istd.data.layouts import load_samples
 from istd.labels import INITIAL_MASKS
 from istd.metrics import evaluate_masks
@@ -26,21 +22,25 @@ def add(subparsers: Any) -> None:
         "of the points that need a look, and a picture of some.",
     )
     add_data_flags(p, required=True)
-    p.add_argument("--out", type=Path, required=True, help="folder for the masks")
+    add_mask_flags(p)
     p.add_argument("--rule", choices=list(INITIAL_MASKS), default="half-maximum", help="default: half-maximum")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.set_defaults(run=masks)
 
 
 def masks(args: argparse.Namespace) -> None:
-    """Draw, write, and say which points the rule could not trust."""
+    """Draw, write, and say which points the rule could not trust.
+
+    Raises:
+        FileExistsError: if a picture would be overwritten and `--overwrite` was not given.
+    """
     samples, rule = load_samples(args.data, args.points), INITIAL_MASKS[args.rule]
+    refuse_overwriting(args, [s.name for s in samples])
     doubtful, drawn = ["image,x,y"], []
     for sample in tqdm(samples, "masks", unit="image", disable=args.quiet):
         found = rule(sample.image, sample.points)
         drawn.append(found.mask)
-        picture = Image.fromarray(np.where(found.mask, 255, 0).astype(np.uint8))
-        write_atomically(args.out / f"{sample.name}.png", partial(picture.save, format="PNG"))
+        write_mask(args.out / f"{sample.name}.png", found.mask)
         doubtful += [f"{sample.name},{col},{row}" for row, col in sample.points[~found.reliable].tolist()]
     text = "\n".join(doubtful) + "\n"
     write_atomically(args.out / "doubtful.csv", lambda file: file.write(text.encode()))

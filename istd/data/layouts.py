@@ -117,6 +117,22 @@ def load_samples(root: Path | str, points: PointSource = "auto") -> tuple[Sample
     return tuple(folder.sample(name) for name in sorted(folder.images))
 
 
+def find_images(root: Path | str) -> dict[str, Path]:
+    """The images in a folder, or in its `images/`, by name and in order.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no image in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder.")
+    folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
+    found = _index(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} has no image ({', '.join(EXTENSIONS)}).")
+    return dict(sorted(found.items()))
+
+
 class _Folder:
     """What lies in a dataset folder: images, masks and points by name."""
 

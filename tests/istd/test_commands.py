@@ -1,5 +1,6 @@
 """The subcommands as a user types them, and the flags that come from the dataclass."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from istd.export import save_student
 from istd.flags import config_from, descriptions, given_flags
 from istd.grid import run_grid
 from istd.metrics import OperatingCurve, evaluate_masks
+from istd.regions import find_regions
 from istd.students import STUDENTS, create_student
 from istd.threads import use_threads
 
@@ -112,6 +114,58 @@ def test_masks_need_points_not_truth(folder, tmp_path, capsys):
         path.unlink()
     assert main(["masks", "--data", str(folder), "--out", str(tmp_path / "o2"), "--quiet"]) == 2
     assert "has no point label file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["masks", "detect"])
+def test_no_picture_is_overwritten_unasked(command, folder, tmp_path, capsys):
+    student = tmp_path / "student.safetensors"
+    save_student(student, create_student("mlcl", 0.25), "mlcl", 0.25, Normalisation(0.4, 0.2))
+    before = {path: path.read_bytes() for path in (folder / "images").iterdir()}
+    given = ["--data", str(folder)] if command == "masks" else [str(student), "--images", str(folder)]
+    flags = [command, *given, "--quiet", "--out", str(folder / "images")]
+    assert main(flags) == 2
+    assert "is there already; choose another --out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (folder / "images").iterdir()} == before
+    flags[-1] = str(tmp_path / "new")
+    assert [main(flags), main(flags), main([*flags, "--overwrite"])] == [0, 2, 0]
+
+
+def test_detections_are_the_components_of_the_masks_that_are_written(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("istd.commands.detect.load_student", lambda path, device: lambda image: image)
+    flags = ["detect", "any", "--images", str(folder), "--out", str(tmp_path / "out"), "--quiet", "--threshold", "0.7"]
+    assert main(flags) == 0
+    samples = load_samples(folder)
+    expected = []
+    for sample in samples:
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{sample.name}.png"))
+        assert np.array_equal(mask == 255, sample.image > 0.7)
+        regions = find_regions(mask)
+        peaks = [sample.image[regions.mask(i)].max() for i in range(len(regions))]
+        rows = [(c[1], c[0], a, p) for c, a, p in zip(regions.centroids, regions.areas, peaks, strict=True)]
+        expected += [(sample.name, *row) for row in sorted(rows, key=lambda row: -row[3])]
+    with (tmp_path / "out" / "detections.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [row["image"] for row in found] == [name for name, *_ in expected]
+    for row, (_, x, y, area, peak) in zip(found, expected, strict=True):
+        assert (float(row["x"]), float(row["y"])) == pytest.approx((x, y), abs=0.051)
+        assert (int(row["area"]), float(row["probability"])) == (area, pytest.approx(peak, abs=5.1e-4))
+    assert f"{len(expected)} detections in {len(samples)} images" in capsys.readouterr().out
+    assert (tmp_path / "out" / "overview.jpg").stat().st_size > 5000
+
+
+def test_detection_needs_images_and_a_threshold(folder, tmp_path, capsys):
+    student = tmp_path / "student.safetensors"
+    save_student(student, create_student("mlcl", 0.25), "mlcl", 0.25, Normalisation(0.4, 0.2))
+    flags = ["detect", str(student), "--out", str(tmp_path / "out"), "--quiet", "--images"]
+    (tmp_path / "empty").mkdir()
+    for images, message in ((tmp_path / "empty", "has no image"), (tmp_path / "none", "is not a folder")):
+        assert main([*flags, str(images)]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*flags, str(folder), "--threshold", "1"]) == 2
+    assert "must lie in (0, 1), got 1.0" in capsys.readouterr().err
+    assert main([*flags, str(folder / "images")]) == 0  # an untrained student finds nothing, which is no error
+    assert "0 detections in 3 images" in capsys.readouterr().out
+    assert (tmp_path / "out" / "detections.csv").read_text() == "image,x,y,area,probability\n"
 
 
 def test_a_student_is_scored_over_all_thresholds(folder, tmp_path, capsys):

@@ -1,0 +1,75 @@
+"""`istd detect`: a trained student on a folder of images; no labels are needed."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from bilevel.checkpoint import write_atomically
+from istd.commands.common import add_device_flags, add_mask_flags, refuse_overwriting, resolve_device, write_mask
+from istd.data.images import read_image
+from istd.data.layouts import Sample, find_images
+from istd.export import load_student
+from istd.regions import find_regions
+from istd.report import PANELS, draw_masks
+
+
+def add(subparsers: Any) -> None:
+    """Declare the flags."""
+    p = subparsers.add_parser(
+        "detect",
+        help="find targets with a trained student",
+        description="Find the targets in a folder of images: NAME.png with 0 and 255 for every image, a list of all "
+        "detections (image, x, y, area in pixels, largest probability), and a picture of some.",
+    )
+    p.add_argument("student", type=Path, help="student.safetensors, or the folder of a run")
+    p.add_argument("--images", type=Path, required=True, help="folder of images, or one with a folder images/")
+    add_mask_flags(p)
+    p.add_argument("--threshold", type=float, default=0.5, help="probability above which a pixel is a target [0.5]")
+    add_device_flags(p)
+    p.set_defaults(run=detect)
+
+
+def detect(args: argparse.Namespace) -> None:
+    """Predict every image, write masks, list and picture, and say what was found.
+
+    Raises:
+        ValueError: for a threshold outside (0, 1), or a file that is no image.
+        FileNotFoundError: if there is no student, or no image.
+        FileExistsError: if a picture would be overwritten and `--overwrite` was not given.
+    """
+    if not 0 < args.threshold < 1:
+        raise ValueError(f"`--threshold` must lie in (0, 1), got {args.threshold}.")
+    path = args.student / "student.safetensors" if args.student.is_dir() else args.student
+    predictor, images = load_student(path, resolve_device(args)), find_images(args.images)
+    refuse_overwriting(args, images)
+    shown = set(np.linspace(0, len(images) - 1, min(PANELS, len(images))).round().astype(int).tolist())
+    lines, samples, masks = ["image,x,y,area,probability"], [], []
+    for i, (name, file) in enumerate(tqdm(images.items(), "images", unit="image", disable=args.quiet)):
+        image = read_image(file)
+        probabilities = predictor(image)
+        mask = probabilities > args.threshold
+        write_mask(args.out / f"{name}.png", mask)
+        found = detections(probabilities, mask)
+        lines += [f"{name},{x:.1f},{y:.1f},{area:.0f},{p:.3f}" for x, y, area, p in found]
+        if i in shown:
+            samples.append(Sample(name, image, np.rint(found[:, 1::-1]).astype(np.int64)))
+            masks.append(mask)
+    text = "\n".join(lines) + "\n"
+    write_atomically(args.out / "detections.csv", lambda file: file.write(text.encode()))
+    draw_masks(args.out / "overview.jpg", samples, masks)
+    print(
+        f"{len(lines) - 1} detections in {len(images)} images: masks, detections.csv and overview.jpg (some of them) "
+        f"are in {args.out}/."
+    )
+
+
+def detections(probabilities: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The components of a mask, the surest first: `(n, 4)` columns x, y (centroid), area, largest probability."""
+    regions = find_regions(mask)
+    peaks = [float(probabilities[box][regions.labels[box] == i].max()) for i, box in enumerate(regions.boxes, start=1)]
+    table = np.column_stack([regions.centroids[:, ::-1], regions.areas, np.array(peaks)])
+    return np.asarray(table[np.argsort(-table[:, 3], kind="stable")])
