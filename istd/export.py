@@ -37,6 +37,10 @@ def save_student(
 def load_student(path: Path | str, device: torch.device | str = "cpu") -> StudentPredictor:
     """Load a student for inference.
 
+    Args:
+        path: a file of `save_student`, or the folder of a run that holds `student.safetensors`.
+        device: where to run.
+
     Returns:
         A predictor: `(H, W)` image in [0, 1] -> `(H, W)` probabilities.
 
@@ -45,10 +49,13 @@ def load_student(path: Path | str, device: torch.device | str = "cpu") -> Studen
         ValueError: if it was not written by `save_student`.
 
     Example:
-        >>> predictor = load_student("runs/demo/student.safetensors")  # doctest: +SKIP
+        >>> predictor = load_student("runs/demo")  # doctest: +SKIP
         >>> probabilities = predictor(image)  # doctest: +SKIP
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir():
+        path = path / "student.safetensors"
+    if not path.is_file():
         raise FileNotFoundError(f"There is no student at {path}.")
     try:
         with safe_open(path, framework="pt") as file:

@@ -43,8 +43,7 @@ def detect(args: argparse.Namespace) -> None:
     """
     if not 0 < args.threshold < 1:
         raise ValueError(f"`--threshold` must lie in (0, 1), got {args.threshold}.")
-    path = args.student / "student.safetensors" if args.student.is_dir() else args.student
-    predictor, images = load_student(path, resolve_device(args)), find_images(args.images)
+    predictor, images = load_student(args.student, resolve_device(args)), find_images(args.images)
     refuse_overwriting(args, images)
     shown = set(np.linspace(0, len(images) - 1, min(PANELS, len(images))).round().astype(int).tolist())
     lines, samples, masks = ["image,x,y,area,probability"], [], []

@@ -41,8 +41,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """
     if not 0 < args.threshold < 1:
         raise ValueError(f"`--threshold` must lie in (0, 1), got {args.threshold}.")
-    path = args.student / "student.safetensors" if args.student.is_dir() else args.student
-    predictor = load_student(path, resolve_device(args))
+    predictor = load_student(args.student, resolve_device(args))
     samples = getattr(load_folder(args.data, args.points), args.split)
     curve, holistic, pairs = OperatingCurve(), HolisticScore(), []
     for sample in tqdm(samples, args.split, unit="image", disable=args.quiet):
@@ -57,15 +56,15 @@ def evaluate(args: argparse.Namespace) -> None:
     kinds = evaluate_by_characteristic((p, t, s.image) for (p, t), s in zip(pairs, samples, strict=True))
     points = curve.compute()
     rows = {f"  {name} ({kinds[name]['n_images']} images)": kinds[name] for name in kinds}
-    print(format_table({str(path): scores, **rows}, f"{args.data.name}, {args.split}: {len(samples)} images"))
+    print(format_table({str(args.student): scores, **rows}, f"{args.data.name}, {args.split}: {len(samples)} images"))
     whole = holistic.compute()
     print(
         f"over all thresholds: {100 * whole['score']:.1f} % (pixels {100 * whole['pixels']:.1f}, targets "
         f"{100 * whole['targets']:.1f}; a score of ours, see istd.metrics.HolisticScore)"
     )
     if args.json:
-        facts = {"student": str(path), "split": args.split, "threshold": args.threshold}
+        facts = {"student": str(args.student), "split": args.split, "threshold": args.threshold}
         content = json.dumps({**facts, **scores, "kinds": kinds, "holistic": whole, "curve": points}, indent=2) + "\n"
         write_atomically(args.json, lambda file: file.write(content.encode()))
     if args.curve:
-        draw_curve(args.curve, {path.stem: points})
+        draw_curve(args.curve, {args.student.stem: points})
