@@ -42,14 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {_what_is_kept(args)}", file=sys.stderr)
+        print(f"\ninterrupted; {args.kept(args) if 'kept' in args else 'nothing written'}", file=sys.stderr)
         return 130
     return 0
-
-
-def _what_is_kept(args: argparse.Namespace) -> str:
-    if args.command == "train" and (args.out / "checkpoint.pt").exists():
-        return f"the last finished epoch is in {args.out}/checkpoint.pt, continue with --resume"
-    if args.command == "ablate" and args.out.exists():
-        return f"what has run is in {args.out}, the same command goes on from there"
-    return "nothing written"

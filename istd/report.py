@@ -91,9 +91,15 @@ def draw_curve(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) 
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
+def evenly(n: int, most: int) -> list[int]:
+    """Up to `most` of the indices 0..n-1, evenly spread from the first to the last."""
+    found: list[int] = np.linspace(0, n - 1, min(most, n)).round().astype(int).tolist()
+    return found
+
+
 def draw_masks(path: Path, samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]]) -> None:
     """Draw the windows around the first points of up to `PANELS` samples, with their masks, into one JPEG."""
-    chosen = np.linspace(0, len(samples) - 1, min(PANELS, len(samples))).round().astype(int)
+    chosen = evenly(len(samples), PANELS)
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(2.0 * columns, 2.2 * rows), constrained_layout=True)

@@ -23,7 +23,7 @@ from istd.data.layouts import Dataset, Sample
 from istd.experiment import Experiment
 from istd.export import save_student
 from istd.metrics import evaluate_by_characteristic, evaluate_masks
-from istd.report import Panel, draw_report, format_table
+from istd.report import Panel, draw_report, evenly, format_table
 
 log = logging.getLogger("istd")
 Metrics = dict[str, Any]
@@ -147,10 +147,9 @@ def summary_table(metrics: Metrics, beside: Sequence[Metrics] = ()) -> str:
 def write_report(experiment: Experiment, metrics: Metrics, path: Path) -> None:
     """Draw the run's picture."""
     labels, dataset = experiment.labels, experiment.dataset
-    spread = np.linspace(0, len(dataset.train) - 1, min(6, len(dataset.train))).round().astype(int)
-    training = [(experiment.samples[i], labels.start[i], labels.hard(i)) for i in spread]
-    spread = np.linspace(0, len(dataset.test) - 1, min(6, len(dataset.test))).round().astype(int)
-    test = [Panel(dataset.test[i], experiment.predict_student(dataset.test[i].image)) for i in spread]
+    training = [(experiment.samples[i], labels.start[i], labels.hard(i)) for i in evenly(len(dataset.train), 6)]
+    shown = [dataset.test[i] for i in evenly(len(dataset.test), 6)]
+    test = [Panel(sample, experiment.predict_student(sample.image)) for sample in shown]
     weights = experiment.weights
     learned = weights.of_groups().cpu().double().numpy() if isinstance(weights, TableWeights) else None
     block = metrics["student"]

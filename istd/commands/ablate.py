@@ -47,7 +47,7 @@ QUESTIONS = [
 """The rows that every reader asks for; the others vary a part instead of taking it out."""
 
 THIN = 20
-"""Epochs of an ablation's runs with the `cpu` preset unless told otherwise: 27 of them take two to three hours."""
+"""Epochs of an ablation's runs with the `cpu` preset unless told otherwise: they are many."""
 
 
 def add(subparsers: Any) -> None:
@@ -73,7 +73,7 @@ def add(subparsers: Any) -> None:
     p.add_argument("--jobs", type=int, help="runs at a time; default: one a core on a CPU, up to 8, else 1")
     add_device_flags(p)
     add_config_flags(p)
-    p.set_defaults(run=ablate)
+    p.set_defaults(run=ablate, kept=kept)
 
 
 def ablate(args: argparse.Namespace) -> None:
@@ -99,6 +99,11 @@ def ablate(args: argparse.Namespace) -> None:
         "the first row; checkpoints chosen on validation, test read once."
     )
     print(write_grid(found, args.out, "ablation", note))
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted ablation leaves behind."""
+    return f"what has run is in {args.out}, the same command goes on from there"
 
 
 def thinned(args: argparse.Namespace) -> Config:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bilevel.checkpoint import write_atomically
+from istd.export import load_student
+from istd.predict import StudentPredictor
 from istd.threads import use_threads
 
 
@@ -28,6 +30,26 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def add_student_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the student and `--threshold`, for a command that predicts masks."""
+    parser.add_argument("student", type=Path, help="student.safetensors, or the folder of a run")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="probability above which a pixel is a target [0.5]"
+    )
+
+
+def load_student_of(args: argparse.Namespace) -> StudentPredictor:
+    """The student of the flags, on their device.
+
+    Raises:
+        ValueError: for a threshold outside (0, 1), or a file that is no student.
+        FileNotFoundError: if there is no student.
+    """
+    if not 0 < args.threshold < 1:
+        raise ValueError(f"`--threshold` must lie in (0, 1), got {args.threshold}.")
+    return load_student(args.student, resolve_device(args))
 
 
 def add_mask_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +73,11 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
     """Write a mask atomically, as a PNG with 0 and 255."""
     picture = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     write_atomically(path, partial(picture.save, format="PNG"))
+
+
+def masks_kept(args: argparse.Namespace) -> str:
+    """What an interrupted command that writes a mask per image leaves behind."""
+    return f"the masks written so far are in {args.out}"
 
 
 def resolve_device(args: argparse.Namespace) -> torch.device:

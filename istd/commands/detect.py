@@ -6,15 +6,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from tqdm import tqdm
 
 from bilevel.checkpoint import write_atomically
-from istd.commands.common import add_device_flags, add_mask_flags, refuse_overwriting, resolve_device, write_mask
+from istd.commands.common import (
+    add_device_flags,
+    add_mask_flags,
+    add_student_flags,
+    load_student_of,
+    masks_kept,
+    refuse_overwriting,
+    write_mask,
+)
 from istd.data.images import read_image
 from istd.data.layouts import Sample, find_images
-from istd.export import load_student
 from istd.regions import find_regions
-from istd.report import PANELS, draw_masks
+from istd.report import PANELS, draw_masks, evenly
 
 
 def add(subparsers: Any) -> None:
@@ -25,12 +33,11 @@ def add(subparsers: Any) -> None:
         description="Find the targets in a folder of images: NAME.png with 0 and 255 for every image, a list of all "
         "detections (image, x, y, area in pixels, largest probability), and a picture of some.",
     )
-    p.add_argument("student", type=Path, help="student.safetensors, or the folder of a run")
+    add_student_flags(p)
     p.add_argument("--images", type=Path, required=True, help="folder of images, or one with a folder images/")
     add_mask_flags(p)
-    p.add_argument("--threshold", type=float, default=0.5, help="probability above which a pixel is a target [0.5]")
     add_device_flags(p)
-    p.set_defaults(run=detect)
+    p.set_defaults(run=detect, kept=masks_kept)
 
 
 def detect(args: argparse.Namespace) -> None:
@@ -41,11 +48,9 @@ def detect(args: argparse.Namespace) -> None:
         FileNotFoundError: if there is no student, or no image.
         FileExistsError: if a picture would be overwritten and `--overwrite` was not given.
     """
-    if not 0 < args.threshold < 1:
-        raise ValueError(f"`--threshold` must lie in (0, 1), got {args.threshold}.")
-    predictor, images = load_student(args.student, resolve_device(args)), find_images(args.images)
+    predictor, images = load_student_of(args), find_images(args.images)
     refuse_overwriting(args, images)
-    shown = set(np.linspace(0, len(images) - 1, min(PANELS, len(images))).round().astype(int).tolist())
+    shown = evenly(len(images), PANELS)
     lines, samples, masks = ["image,x,y,area,probability"], [], []
     for i, (name, file) in enumerate(tqdm(images.items(), "images", unit="image", disable=args.quiet)):
         image = read_image(file)
@@ -69,6 +74,6 @@ def detect(args: argparse.Namespace) -> None:
 def detections(probabilities: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The components of a mask, the surest first: `(n, 4)` columns x, y (centroid), area, largest probability."""
     regions = find_regions(mask)
-    peaks = [float(probabilities[box][regions.labels[box] == i].max()) for i, box in enumerate(regions.boxes, start=1)]
-    table = np.column_stack([regions.centroids[:, ::-1], regions.areas, np.array(peaks)])
+    peaks = ndimage.maximum(probabilities, regions.labels, np.arange(1, len(regions) + 1))
+    table = np.column_stack([regions.centroids[:, ::-1], regions.areas, peaks])
     return np.asarray(table[np.argsort(-table[:, 3], kind="stable")])

@@ -8,9 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from bilevel.checkpoint import write_atomically
-from istd.commands.common import add_data_flags, add_device_flags, resolve_device
+from istd.commands.common import add_data_flags, add_device_flags, add_student_flags, load_student_of
 from istd.data.layouts import SPLITS, load_folder
-from istd.export import load_student
 from istd.metrics import HolisticScore, OperatingCurve, evaluate_by_characteristic, evaluate_masks
 from istd.report import draw_curve, format_table
 
@@ -23,10 +22,9 @@ def add(subparsers: Any) -> None:
         description="Score a trained student on a split with true masks: IoU, nIoU, Pd, Fa at a threshold, overall "
         "and by kind of image (salient, filamentary, faint, camouflaged), and Pd and Fa over all thresholds.",
     )
-    p.add_argument("student", type=Path, help="student.safetensors, or the folder of a run")
+    add_student_flags(p)
     add_data_flags(p, required=True)
     p.add_argument("--split", choices=SPLITS, default="test", help="default: test")
-    p.add_argument("--threshold", type=float, default=0.5, help="probability above which a pixel is a target [0.5]")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     p.add_argument("--curve", type=Path, metavar="FILE", help="draw Pd over Fa here (PNG)")
     add_device_flags(p)
@@ -39,9 +37,7 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for a threshold outside (0, 1), or an image without a true mask.
     """
-    if not 0 < args.threshold < 1:
-        raise ValueError(f"`--threshold` must lie in (0, 1), got {args.threshold}.")
-    predictor = load_student(args.student, resolve_device(args))
+    predictor = load_student_of(args)
     samples = getattr(load_folder(args.data, args.points), args.split)
     curve, holistic, pairs = OperatingCurve(), HolisticScore(), []
     for sample in tqdm(samples, args.split, unit="image", disable=args.quiet):

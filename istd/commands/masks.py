@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bilevel.checkpoint import write_atomically
-from istd.commands.common import add_data_flags, add_mask_flags, refuse_overwriting, write_mask
+from istd.commands.common import add_data_flags, add_mask_flags, masks_kept, refuse_overwriting, write_mask
 from istd.data.layouts import load_samples
 from istd.labels import INITIAL_MASKS
 from istd.metrics import evaluate_masks
@@ -25,7 +25,7 @@ def add(subparsers: Any) -> None:
     add_mask_flags(p)
     p.add_argument("--rule", choices=list(INITIAL_MASKS), default="half-maximum", help="default: half-maximum")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.set_defaults(run=masks)
+    p.set_defaults(run=masks, kept=masks_kept)
 
 
 def masks(args: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ def add(subparsers: Any) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     add_device_flags(p)
     add_config_flags(p)
-    p.set_defaults(run=train)
+    p.set_defaults(run=train, kept=kept)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -58,6 +58,13 @@ def train(args: argparse.Namespace) -> None:
         handler.close()
     print(summary_table(metrics, beside))
     print(f"{metrics['seconds']:.0f} s; results in {out}/: metrics.json, report.png, student.safetensors")
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted run leaves behind."""
+    if not (args.out / "checkpoint.pt").exists():
+        return "nothing written"
+    return f"the last finished epoch is in {args.out}/checkpoint.pt, continue with --resume"
 
 
 def dataset_of(args: argparse.Namespace) -> Dataset:

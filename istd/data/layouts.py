@@ -126,11 +126,10 @@ def find_images(root: Path | str) -> dict[str, Path]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder.")
-    folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
-    found = _index(folder)
+    found = _index_optional(root, IMAGE_FOLDERS) or _index(root)
     if not found:
-        raise FileNotFoundError(f"{folder} has no image ({', '.join(EXTENSIONS)}).")
-    return dict(sorted(found.items()))
+        raise FileNotFoundError(f"{root} has no image ({', '.join(EXTENSIONS)}).")
+    return found
 
 
 class _Folder:

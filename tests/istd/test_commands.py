@@ -131,7 +131,7 @@ def test_no_picture_is_overwritten_unasked(command, folder, tmp_path, capsys):
 
 
 def test_detections_are_the_components_of_the_masks_that_are_written(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("istd.commands.detect.load_student", lambda path, device: lambda image: image)
+    monkeypatch.setattr("istd.commands.common.load_student", lambda path, device: lambda image: image)
     flags = ["detect", "any", "--images", str(folder), "--out", str(tmp_path / "out"), "--quiet", "--threshold", "0.7"]
     assert main(flags) == 0
     samples = load_samples(folder)
@@ -166,6 +166,15 @@ def test_detection_needs_images_and_a_threshold(folder, tmp_path, capsys):
     assert main([*flags, str(folder / "images")]) == 0  # an untrained student finds nothing, which is no error
     assert "0 detections in 3 images" in capsys.readouterr().out
     assert (tmp_path / "out" / "detections.csv").read_text() == "image,x,y,area,probability\n"
+
+
+def test_an_interrupted_command_says_what_it_leaves(folder, tmp_path, capsys, monkeypatch):
+    def interrupt(path, mask):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("istd.commands.masks.write_mask", interrupt)
+    assert main(["masks", "--data", str(folder), "--out", str(tmp_path / "out"), "--quiet"]) == 130
+    assert f"the masks written so far are in {tmp_path / 'out'}" in capsys.readouterr().err
 
 
 def test_a_student_is_scored_over_all_thresholds(folder, tmp_path, capsys):
