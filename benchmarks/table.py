@@ -1,4 +1,4 @@
-"""One table from the `metrics.json` of several runs: a row per method, mean and deviation over seeds.
+"""One table from the `metrics.json` of several runs: a row per configuration, mean and deviation over seeds.
 
     python benchmarks/table.py runs/*/metrics.json --out benchmarks/results/sirst-v1
 
@@ -15,34 +15,50 @@ from typing import Any
 import numpy as np
 
 from bilevel.checkpoint import write_atomically
+from istd.grid import slug
 from istd.run import write_json
 
 SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 
 
+def name_of(run: dict[str, Any]) -> str:
+    """Method, VFM and what the run changed in its preset."""
+    vfm = f" ({run['vfm']}, {'pretrained' if run['vfm_pretrained'] else 'random weights'})" if run["vfm"] else ""
+    return run["method"] + vfm + "".join(f", {k}={v}" for k, v in run["changes"].items())
+
+
 def rows(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
     """Metric blocks of all seeds, by what they describe."""
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for run in sorted(runs, key=lambda r: (r["method"], r["seed"])):
-        name = f"{run['method']}, {run['student_name']} x{run['width']}"
-        if run["student"]:
-            found[f"student: {name}"].append(run["student"])
+    for run in runs:
+        name = name_of(run)
+        found[f"student {run['student_name']} x{run['width']}: {name}"].append(run["student"])
         if run["teacher"]:
-            trained = "pretrained" if run["vfm_pretrained"] else "random weights"
-            found[f"teacher: {name} ({run['vfm']}, {trained})"].append(run["teacher"])
+            found[f"teacher: {name}"].append(run["teacher"])
         for stage in ("initial", "final"):
-            block = run["pseudo_masks"][stage]
-            if block and run["method"] != "full":
-                found[f"{stage} pseudo-masks, train+val: {run['method']}"].append(block)
-    return found
+            if run["method"] != "full":
+                found[f"{stage} pseudo-masks, train+val: {name}"].append(run["pseudo_masks"][stage])
+    return {name: blocks for name, blocks in found.items() if all(blocks)}
+
+
+def notes(runs: list[dict[str, Any]]) -> list[str]:
+    """Training time of every run, and what its weights say."""
+    lines = []
+    for run in runs:
+        line = f"- {name_of(run)}, seed {run['seed']}: {run['seconds']:.0f} s on {run['threads']} thread(s)"
+        learned = run["learned_weights"]
+        if learned is not None:
+            line += f"; weights of images {learned['smallest']:.2f} to {learned['largest']:.2f}"
+            if learned["mask_quality"] is not None:
+                line += f", rank correlation with the IoU of their masks {learned['mask_quality']:.2f}"
+        lines.append(line)
+    return lines
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
     """The table: mean +- standard deviation over seeds (n = 1: the value)."""
+    runs = sorted(runs, key=lambda r: (r["method"], len(r["changes"]), name_of(r), r["seed"]))
     first = runs[0]
-    seconds = defaultdict(list)
-    for run in runs:
-        seconds[run["method"]].append(f"seed {run['seed']}: {run['seconds']:.0f} s on {run['threads']} thread(s)")
     lines = [
         f"{first['dataset']}, {first['split']}, {first['n_targets']} test targets; chosen on {first['selected_on']}, "
         f"test read once; preset {first['preset']}.",
@@ -57,8 +73,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
             spread = f" +- {values.std(ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.1f}{spread}")
         lines.append(f"| {name} | {len(blocks)} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {method}: {'; '.join(times)}" for method, times in sorted(seconds.items()))]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *notes(runs)]) + "\n"
 
 
 def main() -> int:
@@ -74,7 +89,8 @@ def main() -> int:
     print(text)
     if args.out is not None:
         for run in runs:
-            write_json(args.out / f"{run['method']}-{run['student_name']}-seed{run['seed']}.json", run)
+            name = slug(f"{name_of(run)} {run['student_name']}")
+            write_json(args.out / f"{name}-seed{run['seed']}.json", run)
         write_atomically(args.out / "table.md", lambda file: file.write(text.encode()))
     return 0
 

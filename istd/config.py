@@ -258,6 +258,13 @@ def configure(preset: str, method: str | None = None, **changes: Any) -> Config:
     return replace(base, **{"method": name, **METHODS[name].settings, **changes})
 
 
+def departures(config: Config) -> dict[str, Any]:
+    """What a configuration changes in its preset and method: fields and values, without seed, network and VFM."""
+    usual = configure(config.preset, config.method)
+    named = {"seed", "student", "width", "vfm", "vfm_weights", "vfm_random"}  # every result names these anyway
+    return {k: v for k, v in config.as_dict().items() if k not in named and v != getattr(usual, k)}
+
+
 def shortened(config: Config, epochs: int) -> Config:
     """The same schedule in another number of epochs: periods, which count epochs, shrink (or grow) with it."""
     periods = ("evolve_every", "bilevel_every", "evaluate_every")

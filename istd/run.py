@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from bilevel.checkpoint import write_atomically
 from bilevel.events import StopBetweenSteps
 from bilevel.reweighting import TableWeights
-from istd.config import Config
+from istd.config import Config, departures
 from istd.data.layouts import Dataset, Sample
 from istd.experiment import Experiment
 from istd.export import save_student
@@ -113,6 +114,7 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
             "initial": _mask_block(experiment.samples, labels.start),
             "final": _mask_block(experiment.samples, [labels.hard(i) for i in range(len(labels))]),
         },
+        "learned_weights": learned_weights(experiment),
         "selected_epoch": best["epoch"],
         "selected_on": config.select_on,
         "train_labels": "true" if experiment.method.truth else config.train_labels,
@@ -121,6 +123,7 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
         "stability": _stability(experiment.trainer.history),
         "seed": config.seed,
         "preset": config.preset,
+        "changes": departures(config),
         "student_name": config.student,
         "width": config.width,
         "epochs": config.epochs,
@@ -141,7 +144,14 @@ def summary_table(metrics: Metrics, beside: Sequence[Metrics] = ()) -> str:
     rows["pseudo-masks, final (train+val)"] = metrics["pseudo_masks"]["final"]
     if all(block is None for block in rows.values()):
         return f"{metrics['dataset']}: no true masks, so there is nothing to score; see student.safetensors."
-    return format_table(rows, f"{metrics['dataset']}: {metrics['n_images']} test images")
+    table = format_table(rows, f"{metrics['dataset']}: {metrics['n_images']} test images")
+    learned = metrics["learned_weights"]
+    if learned is None or learned["mask_quality"] is None:
+        return table
+    return (
+        f"{table}\nlearned weights of images: {learned['smallest']:.2f} to {learned['largest']:.2f}; rank correlation "
+        f"with the IoU of their masks: {learned['mask_quality']:.2f}"
+    )
 
 
 def write_report(experiment: Experiment, metrics: Metrics, path: Path) -> None:
@@ -198,6 +208,32 @@ def _kinds(samples: Sequence[Sample], predictions: Sequence[NDArray[np.float32]]
         assert truth is not None
         triples.append((p > 0.5, truth, sample.image))
     return evaluate_by_characteristic(triples) or None
+
+
+def learned_weights(experiment: Experiment) -> dict[str, float | None] | None:
+    """What the weights of the training images say, None for a method that learns none.
+
+    Weights are relative to their mean. `mask_quality` is Spearman's rank correlation between an image's weight and the
+    IoU of its final pseudo-mask, over training images with targets: weights that find good labels have a positive one.
+    It is None without true masks, or if all weights are equal.
+    """
+    if not any(p.requires_grad for p in experiment.weights.parameters()):
+        return None
+    images = torch.from_numpy(experiment.training).to(experiment.device)
+    with torch.no_grad():
+        weights = experiment.weights(images).double().cpu().numpy()
+    weights = weights / weights.mean()
+    pairs = []
+    for i, weight in zip(experiment.training.tolist(), weights, strict=True):
+        truth = experiment.samples[i].truth()
+        if truth is not None and truth.any():
+            pairs.append((weight, evaluate_masks([(experiment.labels.hard(i), truth)])["IoU"]))
+    constant = len(pairs) < 2 or bool((np.ptp(pairs, axis=0) < 1e-9).any())
+    return {
+        "smallest": float(weights.min()),
+        "largest": float(weights.max()),
+        "mask_quality": None if constant else float(spearmanr(pairs).statistic),
+    }
 
 
 def _stability(history: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -140,11 +140,19 @@ def test_the_table_of_runs_gives_mean_and_deviation_over_seeds():
         "pseudo_masks": {"initial": block, "final": None},
         "seconds": 12.0,
         "threads": 2,
+        "changes": {},
+        "learned_weights": None,
     }
     other = run | {"seed": 1, "student": block | {"IoU": 0.6}}
-    text = load(Path("benchmarks/table.py")).markdown([run, other])
-    assert "| student: plain, alcl x0.5 | 2 | 55.0 +- 7.1 | 60.0 +- 0.0 | 90.0 +- 0.0 | 20.0 +- 0.0 |" in text
-    assert "seed 1: 12 s on 2 thread(s)" in text
+    learned = {"smallest": 0.7, "largest": 1.4, "mask_quality": -0.25}
+    taught = {"method": "semantic-priors", "vfm": "vit", "vfm_pretrained": False, "teacher": block}
+    varied = run | taught | {"changes": {"evolve_every": 5}, "learned_weights": learned}
+    text = load(Path("benchmarks/table.py")).markdown([varied, run, other])
+    assert "| student alcl x0.5: plain | 2 | 55.0 +- 7.1 | 60.0 +- 0.0 | 90.0 +- 0.0 | 20.0 +- 0.0 |" in text
+    assert "| teacher: semantic-priors (vit, random weights), evolve_every=5 | 1 | 50.0 | 60.0 | 90.0 | 20.0 |" in text
+    assert "final pseudo-masks" not in text
+    assert "plain, seed 1: 12 s on 2 thread(s)\n" in text
+    assert "weights of images 0.70 to 1.40, rank correlation with the IoU of their masks -0.25" in text
 
 
 def test_the_hypergradient_benchmark_measures_errors_beside_the_textbook_loop(monkeypatch):

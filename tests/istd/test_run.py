@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from bilevel import TrainingDiverged
+from bilevel.reweighting import TableWeights
 from istd.cli import main
-from istd.config import PRESETS
+from istd.config import PRESETS, configure, departures
 from istd.data.layouts import Dataset, Sample
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import load_student
-from istd.run import prepare_folder, run
+from istd.metrics import evaluate_masks
+from istd.run import learned_weights, prepare_folder, run, summary_table
 from istd.students import STUDENTS
 
 TINY = replace(
@@ -57,6 +59,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def finished(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
+    torch.set_num_threads(1)  # set up before `one_thread`
     return out, run(TINY, scenes, out, progress=False)
 
 
@@ -67,16 +70,39 @@ def test_a_run_writes_its_results(finished, scenes):
     assert set(metrics["pseudo_masks"]["initial"]) == set(metrics["pseudo_masks"]["final"]) == BLOCK
     wanted = "dataset split n_images n_targets method selected_epoch selected_on seconds seed preset vfm vfm_pretrained"
     assert set(wanted.split()) <= set(metrics)
+    learned = {"smallest": 0.5, "largest": 1.5, "mask_quality": 0.25}
+    assert "0.50 to 1.50; rank correlation" in summary_table(metrics | {"learned_weights": learned})
     assert metrics["vfm_pretrained"] is False
     assert metrics["n_images"] == 4
     assert (out / "report.png").stat().st_size > 20_000
     assert json.loads((out / "config.json").read_text())["student"] == "mlcl"
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_learned_weights_are_held_against_the_masks_they_weigh(scenes, sign):
+    experiment = Experiment(replace(TINY, initial="canny"), scenes, progress=False)
+    weights = experiment.weights = TableWeights.per_sample(len(experiment.samples))
+    found = learned_weights(experiment)
+    assert found == {"smallest": 1.0, "largest": 1.0, "mask_quality": None}  # uniform before training
+    pairs = [[(experiment.labels.hard(i), s.truth())] for i, s in enumerate(experiment.samples)]
+    quality = torch.tensor([evaluate_masks(p)["IoU"] for p in pairs], dtype=torch.float32)
+    assert quality[experiment.training].unique().numel() > 2
+    weights.logits.data = sign * quality
+    found = learned_weights(experiment)
+    assert found["mask_quality"] == pytest.approx(sign)
+    assert found["smallest"] < 1 < found["largest"]
+
+
+def test_a_run_says_what_it_changed(finished):
+    assert finished[1]["changes"]["crop"] == 32
+    assert not {"seed", "student", "width", "vfm_random"} & finished[1]["changes"].keys()
+    usual = configure("smoke", "fdep")
+    assert departures(usual) == {}
+    assert departures(replace(usual, evolve_every=2)) == {"evolve_every": 2}
+
+
 def test_the_exported_student_predicts_what_was_scored(finished, scenes):
     out, metrics = finished
-    from istd.metrics import evaluate_masks
-
     predictor = load_student(out / "student.safetensors")
     found = evaluate_masks([(predictor(s.image) > 0.5, s.truth()) for s in scenes.test])
     assert found == pytest.approx(metrics["student"])
@@ -158,6 +184,7 @@ def test_methods_without_a_teacher(scenes, tmp_path, method):
     metrics = run(replace(TINY, method=method, epochs=1), scenes, tmp_path, progress=False)
     assert metrics["teacher"] is None
     assert metrics["vfm"] is None
+    assert metrics["learned_weights"] is None
     initial = metrics["pseudo_masks"]["initial"]
     assert (initial["IoU"] == 1.0) is (method == "full")
     assert initial == metrics["pseudo_masks"]["final"]
