@@ -21,7 +21,7 @@ CHECK_EVERY = 20  # inner steps between looks at the loss: each look waits for t
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss became NaN or infinite; the message names the batch, and the last checkpoint is as it was."""
+    """A loss or a parameter became NaN or infinite; the message names it, and the last checkpoint is as it was."""
 
 
 class BilevelTrainer:
@@ -148,7 +148,7 @@ class BilevelTrainer:
         """Train until `epochs` epochs are finished in total and return the history.
 
         Raises:
-            TrainingDiverged: if a loss is not finite; the last checkpoint is kept.
+            TrainingDiverged: if a loss, or a parameter after an epoch, is not finite; the last checkpoint is kept.
             KeyboardInterrupt: passed on; the checkpoint of the last finished epoch is on disk.
         """
         self.total_epochs = epochs
@@ -160,6 +160,7 @@ class BilevelTrainer:
                 metrics = self._inner_epoch(self.epoch + 1)
                 if self.bilevel and self.schedule.due(self.epoch + 1):
                     metrics |= self._outer_phase(self.epoch + 1)
+                self._check_parameters(self.epoch + 1)
                 self.epoch += 1
                 call_hooks(self.hooks, "on_epoch_end", self, self.epoch, metrics)
                 self.history.append(metrics)
@@ -200,12 +201,25 @@ class BilevelTrainer:
             return
         first = finite.index(False)
         value = float(losses[first])
-        kept = f"; the checkpoint of epoch {self.epoch} is kept in {self.checkpoint}" if self.checkpoint else ""
         name = f" ({names[first]})" if str(names[first]) else ""
         raise TrainingDiverged(
-            f"The inner loss is {value} in epoch {epoch}, batch {last - len(losses) + 1 + first}{name}{kept}. Check "
-            "that batch for values that are not finite, or lower the learning rate."
+            f"The inner loss is {value} in epoch {epoch}, batch {last - len(losses) + 1 + first}{name}{self._kept()}. "
+            "Check that batch for values that are not finite, or lower the learning rate."
         )
+
+    def _check_parameters(self, epoch: int) -> None:
+        """A finite loss can have a gradient that is not; what it leaves must not be saved."""
+        named = [*self.inner.named_parameters(prefix="inner"), *self.outer.named_parameters(prefix="outer")]
+        finite = torch.stack([p.detach().isfinite().all() for _, p in named]).tolist()
+        if not all(finite):
+            raise TrainingDiverged(
+                f"The parameter {named[finite.index(False)][0]} is not finite after epoch {epoch}, though all losses "
+                f"were{self._kept()}. Look for a gradient that is not (the root or norm of zero), or lower the "
+                "learning rate."
+            )
+
+    def _kept(self) -> str:
+        return f"; the checkpoint of epoch {self.epoch} is kept in {self.checkpoint}" if self.checkpoint else ""
 
     def _outer_phase(self, epoch: int) -> dict[str, float]:
         assert self.outer_batches is not None

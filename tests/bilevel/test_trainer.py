@@ -313,6 +313,26 @@ def test_nan_stops_the_run_names_the_batch_and_keeps_the_checkpoint(tmp_path):
     assert all(torch.as_tensor(v).isfinite().all() for v in state["parts"]["inner"].values())
 
 
+def test_a_parameter_that_is_not_finite_never_reaches_the_checkpoint(tmp_path):
+    """The root of zero is finite, its gradient is not: the loss of the epoch's last batch does not show it."""
+
+    class Rooted(EpochBatches):
+        def __iter__(self):
+            for i, batch in enumerate(super().__iter__()):
+                yield (*batch, self.epoch == 3 and i == 3)  # four batches
+
+    def rooted(model, weights, batch):
+        loss = inner_loss(model, weights, batch[:3])
+        return loss + (model[0].weight * 0).abs().sum().sqrt() if batch[3] else loss
+
+    trainer = make(tmp_path, inner_loss=rooted, inner_batches=Rooted())
+    with pytest.raises(TrainingDiverged, match=r"inner\.0\.weight is not finite after epoch 3.*checkpoint of epoch 2"):
+        trainer.fit(5)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["epoch"] == 2
+    assert all(torch.as_tensor(v).isfinite().all() for v in state["parts"]["inner"].values())
+
+
 def test_an_interruption_leaves_the_last_finished_epoch_on_disk(tmp_path):
     class Interrupt:
         def on_inner_step(self, trainer, epoch, step):
