@@ -24,7 +24,7 @@ SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 def name_of(run: dict[str, Any]) -> str:
     """Method, VFM and what the run changed in its preset."""
     vfm = f" ({run['vfm']}, {'pretrained' if run['vfm_pretrained'] else 'random weights'})" if run["vfm"] else ""
-    return run["method"] + vfm + "".join(f", {k}={v}" for k, v in run["changes"].items())
+    return run["method"] + vfm + "".join(f", {k}={v}" for k, v in run.get("changes", {}).items())
 
 
 def rows(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
@@ -46,8 +46,8 @@ def notes(runs: list[dict[str, Any]]) -> list[str]:
     lines = []
     for run in runs:
         line = f"- {name_of(run)}, seed {run['seed']}: {run['seconds']:.0f} s on {run['threads']} thread(s)"
-        learned = run["learned_weights"]
-        if learned is not None:
+        learned = run.get("learned_weights")
+        if learned is not None:  # runs of earlier versions did not say
             line += f"; weights of images {learned['smallest']:.2f} to {learned['largest']:.2f}"
             if learned["mask_quality"] is not None:
                 line += f", rank correlation with the IoU of their masks {learned['mask_quality']:.2f}"
@@ -57,7 +57,7 @@ def notes(runs: list[dict[str, Any]]) -> list[str]:
 
 def markdown(runs: list[dict[str, Any]]) -> str:
     """The table: mean +- standard deviation over seeds (n = 1: the value)."""
-    runs = sorted(runs, key=lambda r: (r["method"], len(r["changes"]), name_of(r), r["seed"]))
+    runs = sorted(runs, key=lambda r: (r["method"], len(r.get("changes", {})), name_of(r), r["seed"]))
     first = runs[0]
     lines = [
         f"{first['dataset']}, {first['split']}, {first['n_targets']} test targets; chosen on {first['selected_on']}, "

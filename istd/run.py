@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from bilevel.checkpoint import write_atomically
+from bilevel.checkpoint import load_checkpoint, write_atomically
 from bilevel.events import StopBetweenSteps
 from bilevel.reweighting import TableWeights
 from istd.config import Config, departures
@@ -89,6 +90,28 @@ def run(
     write_json(out / "metrics.json", metrics)
     log.info("\n%s", summary_table(metrics))
     return metrics
+
+
+def load_run(folder: Path | str, dataset: Dataset, device: torch.device | None = None) -> Experiment:
+    """A run as its checkpoint stands: networks, labels, learned weights and history, ready for a closer look.
+
+    The averaged networks hold the last weights; `experiment.load_best()` puts the chosen ones in. Configuration fields
+    that are younger than the run stand at their defaults.
+
+    Raises:
+        FileNotFoundError: if the folder holds no checkpoint.
+        ValueError: if the run was trained on other data.
+    """
+    path = Path(folder) / "checkpoint.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no checkpoint.pt; give the folder of a run (`--out` of `istd train`).")
+    state = load_checkpoint(path)
+    known = {f.name for f in fields(Config)}
+    config = Config(**{name: value for name, value in state["config"].items() if name in known})
+    experiment = Experiment(config, dataset, device or torch.device("cpu"), progress=False)
+    experiment.trainer.track("clock", _Clock(time.monotonic()))
+    experiment.trainer.load_state_dict({**state, "config": experiment.trainer.config | state["config"]})
+    return experiment
 
 
 def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:

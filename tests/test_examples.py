@@ -12,6 +12,7 @@ import torch
 
 from istd.config import PRESETS
 from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -140,8 +141,6 @@ def test_the_table_of_runs_gives_mean_and_deviation_over_seeds():
         "pseudo_masks": {"initial": block, "final": None},
         "seconds": 12.0,
         "threads": 2,
-        "changes": {},
-        "learned_weights": None,
     }
     other = run | {"seed": 1, "student": block | {"IoU": 0.6}}
     learned = {"smallest": 0.7, "largest": 1.4, "mask_quality": -0.25}
@@ -153,6 +152,27 @@ def test_the_table_of_runs_gives_mean_and_deviation_over_seeds():
     assert "final pseudo-masks" not in text
     assert "plain, seed 1: 12 s on 2 thread(s)\n" in text
     assert "weights of images 0.70 to 1.40, rank correlation with the IoU of their masks -0.25" in text
+
+
+def test_chosen_and_last_weights_of_a_run_are_scored_beside_each_other(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = load(Path("benchmarks/last_weights.py"))
+    data = synthetic_dataset(4, 2, 2, SceneConfig(size=64))
+    config = replace(PRESETS["smoke"], method="plain", width=0.25, crop=32, epochs=4, evaluate_every=1, select_from=0.0)
+    found = {}
+    for name, start in (("chosen", 0.0), ("last", 1.0)):
+        (tmp_path / name).mkdir()
+        changed = replace(config, select_from=start)
+        found[name] = run(changed, data, tmp_path / name, progress=False)["student"]
+    row = module.measure(tmp_path / "chosen", data)
+    assert row.chosen["test"] == pytest.approx(found["chosen"])
+    assert row.last["test"] == pytest.approx(found["last"])  # what is chosen does not change how a run trains
+    block = {"IoU": 0.5, "nIoU": 0.6, "Pd": 0.9, "Fa": 2e-5}
+    better = {split: block | {"IoU": 0.6} for split in ("val", "test")}
+    rows = [module.Row("plain", seed, 3, {"val": block, "test": block}, better) for seed in (0, 1)]
+    text = module.markdown(rows)
+    assert "| plain, seed 0 | 3 | 50.0 | 60.0 | 50.0/60.0/90.0/20.0 | 60.0/60.0/90.0/20.0 |" in text
+    assert "| plain | 2 | 60.0 +- 0.0 | 60.0 +- 0.0 | 90.0 +- 0.0 | 20.0 +- 0.0 | +10.0 |  |" in text
 
 
 def test_the_hypergradient_benchmark_measures_errors_beside_the_textbook_loop(monkeypatch):

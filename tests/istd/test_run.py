@@ -22,7 +22,7 @@ from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import load_student
 from istd.metrics import evaluate_masks
-from istd.run import learned_weights, prepare_folder, run, summary_table
+from istd.run import learned_weights, load_run, prepare_folder, run, summary_table
 from istd.students import STUDENTS
 
 TINY = replace(
@@ -76,6 +76,19 @@ def test_a_run_writes_its_results(finished, scenes):
     assert metrics["n_images"] == 4
     assert (out / "report.png").stat().st_size > 20_000
     assert json.loads((out / "config.json").read_text())["student"] == "mlcl"
+
+
+def test_a_finished_run_can_be_looked_at_again(finished, scenes, tmp_path):
+    out, metrics = finished
+    experiment = load_run(out, scenes)
+    assert experiment.trainer.epoch == TINY.epochs
+    experiment.load_best()
+    found = evaluate_masks([(experiment.predict_student(s.image) > 0.5, s.truth()) for s in scenes.test])
+    assert found == pytest.approx(metrics["student"])
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint\.pt; give the folder of a run"):
+        load_run(tmp_path, scenes)
+    with pytest.raises(ValueError, match="dataset='synthetic', this run has dataset='others'"):
+        load_run(out, replace(scenes, name="others"))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
