@@ -26,6 +26,10 @@ from istd.run import load_run
 from istd.threads import use_threads
 
 SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
+NOTE = (
+    "`python benchmarks/last_weights.py RUNS --data DIR`; a run trains the same either way, and with `--select-from 1` "
+    "it keeps its last weights. Scores are against true masks."
+)
 Scores = dict[str, dict[str, float]]
 """Metric blocks by split."""
 
@@ -99,7 +103,7 @@ def main() -> int:
     text = markdown([measure(run, dataset) for run in tqdm(args.runs, "runs", unit="run")])
     print(text)
     if args.out is not None:
-        write_page(args.out, "Chosen and last weights", "`python benchmarks/last_weights.py RUNS --data DIR`", text)
+        write_page(args.out, "Chosen and last weights", NOTE, text)
     return 0
 
 

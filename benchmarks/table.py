@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
 from bilevel.checkpoint import write_atomically
 from istd.grid import slug
@@ -23,7 +24,9 @@ SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 
 def name_of(run: dict[str, Any]) -> str:
     """Method, VFM and what the run changed in its preset."""
-    vfm = f" ({run['vfm']}, {'pretrained' if run['vfm_pretrained'] else 'random weights'})" if run["vfm"] else ""
+    vfm = ""
+    if run["vfm"]:
+        vfm = f" ({run['vfm']})" if run["vfm_pretrained"] else f" (random {run['vfm'].split('.')[0]})"
     return run["method"] + vfm + "".join(f", {k}={v}" for k, v in run.get("changes", {}).items())
 
 
@@ -55,6 +58,26 @@ def notes(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def gains(runs: list[dict[str, Any]]) -> list[str]:
+    """Every configuration's student against `plain`, in pairs of the same seed: mean gain, p of a paired t-test."""
+    by_name: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+    for run in runs:
+        if run["student"]:
+            by_name[name_of(run)][run["seed"]] = run["student"]
+    plain, lines = by_name.pop("plain", {}), []
+    for name, found in by_name.items():
+        seeds = sorted(found.keys() & plain.keys())
+        if len(seeds) < 2:
+            continue
+        cells = []
+        for key in ("IoU", "nIoU"):
+            gain = SCALES[key] * np.array([found[s][key] - plain[s][key] for s in seeds])
+            p = f" (p = {ttest_1samp(gain, 0).pvalue:.2f})" if np.ptp(gain) > 0 else ""
+            cells.append(f"{key} {gain.mean():+.1f}{p}")
+        lines.append(f"- {name}, against plain in {len(seeds)} pairs of seeds: {', '.join(cells)}")
+    return lines
+
+
 def markdown(runs: list[dict[str, Any]]) -> str:
     """The table: mean +- standard deviation over seeds (n = 1: the value)."""
     runs = sorted(runs, key=lambda r: (r["method"], len(r.get("changes", {})), name_of(r), r["seed"]))
@@ -73,7 +96,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
             spread = f" +- {values.std(ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.1f}{spread}")
         lines.append(f"| {name} | {len(blocks)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *notes(runs)]) + "\n"
+    return "\n".join([*lines, "", *gains(runs), *notes(runs)]) + "\n"
 
 
 def main() -> int:
