@@ -16,16 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from pages import write_page
-from scipy.stats import ttest_1samp
 from tqdm import tqdm
 
 from istd.data.layouts import Dataset, load_folder
 from istd.experiment import Experiment
+from istd.grid import SCALES, chance, spread
 from istd.metrics import evaluate_masks
 from istd.run import load_run
 from istd.threads import use_threads
 
-SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 NOTE = (
     "`python benchmarks/last_weights.py RUNS --data DIR`; a run trains the same either way, and with `--select-from 1` "
     "it keeps its last weights. Scores are against true masks."
@@ -71,19 +70,12 @@ def markdown(rows: list[Row]) -> str:
         val = [f"{100 * s['val']['IoU']:.1f}" for s in (row.chosen, row.last)]
         test = [_block(s["test"]) for s in (row.chosen, row.last)]
         lines.append(f"| {row.method}, seed {row.seed} | {row.epoch} | {' | '.join([*val, *test])} |")
-    lines += [
-        "",
-        "| last weights | seeds | test IoU % | nIoU % | Pd % | Fa 1e-6 | IoU, last - chosen | p |",
-    ]
+    lines += ["", "| last weights | seeds | test IoU % | nIoU % | Pd % | Fa 1e-6 | IoU, last - chosen | p |"]
     lines.append("|---" * 8 + "|")
     for method, runs in by_method.items():
-        means = []
-        for key, scale in SCALES.items():
-            values = scale * np.array([r.last["test"][key] for r in runs])
-            means.append(f"{values.mean():.1f}" + (f" +- {values.std(ddof=1):.1f}" if len(values) > 1 else ""))
+        means = [spread(scale * np.array([r.last["test"][key] for r in runs])) for key, scale in SCALES.items()]
         gain = 100 * np.array([r.last["test"]["IoU"] - r.chosen["test"]["IoU"] for r in runs])
-        p = f"{ttest_1samp(gain, 0).pvalue:.2f}" if len(gain) > 1 and np.ptp(gain) > 0 else ""
-        lines.append(f"| {method} | {len(runs)} | {' | '.join(means)} | {gain.mean():+.1f} | {p} |")
+        lines.append(f"| {method} | {len(runs)} | {' | '.join(means)} | {gain.mean():+.1f} | {chance(gain)} |")
     return "\n".join(lines) + "\n"
 
 

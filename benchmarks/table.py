@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_1samp
 
 from bilevel.checkpoint import write_atomically
-from istd.grid import slug
+from istd.grid import SCALES, chance, slug, spread
 from istd.run import write_json
-
-SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 
 
 def name_of(run: dict[str, Any]) -> str:
@@ -72,8 +69,7 @@ def gains(runs: list[dict[str, Any]]) -> list[str]:
         cells = []
         for key in ("IoU", "nIoU"):
             gain = SCALES[key] * np.array([found[s][key] - plain[s][key] for s in seeds])
-            p = f" (p = {ttest_1samp(gain, 0).pvalue:.2f})" if np.ptp(gain) > 0 else ""
-            cells.append(f"{key} {gain.mean():+.1f}{p}")
+            cells.append(f"{key} {gain.mean():+.1f}" + (f" (p = {p})" if (p := chance(gain)) else ""))
         lines.append(f"- {name}, against plain in {len(seeds)} pairs of seeds: {', '.join(cells)}")
     return lines
 
@@ -90,11 +86,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, blocks in rows(runs).items():
-        cells = []
-        for key, scale in SCALES.items():
-            values = scale * np.array([b[key] for b in blocks])
-            spread = f" +- {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.1f}{spread}")
+        cells = [spread(scale * np.array([b[key] for b in blocks])) for key, scale in SCALES.items()]
         lines.append(f"| {name} | {len(blocks)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *gains(runs), *notes(runs)]) + "\n"
 

@@ -80,6 +80,7 @@ def _edges(x: Image) -> Numbers:
     """Sobel magnitude, Laplacian, and Harris corners (Harris and Stephens, 1988; k = 0.05, windows of 3 x 3)."""
     p = np.pad(x, 1, mode="reflect")
     gx, gy = _sobel(p), _sobel(p.T).T
+    # One after the other, so that few arrays live at once: memory that goes back to the system comes back page by page.
     return [*_gradients(gx, gy), *_laplacian(p), *_corners(gx, gy)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp
 from tqdm import tqdm
 
 from bilevel import TrainingDiverged
@@ -148,9 +148,9 @@ def markdown(found: Mapping[str, Sequence[Metrics]], note: str) -> str:
     lines.append("|---" * 10 + "|")
     base = _values(found[reference], "IoU")
     for name, runs in found.items():
-        cells = [_spread(_values(runs, key)) for key in SCALES]
+        cells = [spread(_values(runs, key)) for key in SCALES]
         gain = _values(runs, "IoU") - base
-        p = f"{ttest_rel(_values(runs, 'IoU'), base).pvalue:.2f}" if len(gain) > 1 and np.ptp(gain) > 0 else ""
+        p = chance(gain)
         moves = [100 * float(np.mean([r["stability"][key] for r in runs])) for key in ("late_change", "label_change")]
         cells += ["" if name == reference else f"{gain.mean():+.1f}", p, *(f"{m:.1f}" for m in moves)]
         name += " (told mask areas)" if any(r.get("leaks_mask_area") for r in runs) else ""
@@ -189,5 +189,11 @@ def _values(runs: Sequence[Metrics], key: str) -> np.ndarray[Any, np.dtype[np.fl
     return SCALES[key] * np.array([r["student"][key] for r in runs], dtype=np.float64)
 
 
-def _spread(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+def spread(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Mean and, of more than one value, standard deviation, as tables show them."""
     return f"{values.mean():.1f}" + (f" +- {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def chance(gain: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Probability p of a paired t-test, from the differences of the pairs; empty where there is none."""
+    return f"{ttest_1samp(gain, 0).pvalue:.2f}" if len(gain) > 1 and np.ptp(gain) > 0 else ""
