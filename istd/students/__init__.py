@@ -1,11 +1,12 @@
 """Student networks: bare CNNs, with no import of the teacher or of timm."""
 
 from istd.students import acm, alcl, alcnet, dna, ggl, mlcl, msh, repisd, sctrans, uiu
-from istd.students.base import Stage, Student
+from istd.students.base import Output, Stage, Student
 from istd.students.registry import STUDENTS, StudentInfo, create_student, inference_form, stages_of
 
 __all__ = [
     "STUDENTS",
+    "Output",
     "Stage",
     "Student",
     "StudentInfo",

@@ -13,22 +13,47 @@ class Stage(NamedTuple):
     stride: int
 
 
+class Output(NamedTuple):
+    """One map that training supervises.
+
+    Attributes:
+        name: what the map is.
+        weight: factor on its loss.
+        target: what it is compared with: `"mask"`, or `"edge"` (the outline of the mask).
+    """
+
+    name: str
+    weight: float = 1.0
+    target: str = "mask"
+
+
 class Student(nn.Module, ABC):
     """An encoder, a decoder, and the stages between them, which a subclass declares.
 
     `decode(encode(x)) == forward(x)`: the teacher modulates what `encode` returns and hands it to `decode`.
+
+    Attributes:
+        stages: what `encode` returns, in order.
+        in_channels: channels of the input image. Images of this field have one; where it is 3, they are repeated.
+        outputs: the maps that training supervises; the first is the one used at test.
     """
 
     stages: tuple[Stage, ...]
+    in_channels: int = 3
+    outputs: tuple[Output, ...] = (Output("mask"),)
 
     @abstractmethod
     def encode(self, x: Tensor) -> list[Tensor]:
-        """`(B, 3, H, W) -> [(B, stage.channels, H / stage.stride, W / stage.stride)]`, one per stage."""
+        """`(B, in_channels, H, W) -> [(B, stage.channels, H / stage.stride, W / stage.stride)]`, one per stage."""
 
     @abstractmethod
     def decode(self, features: list[Tensor]) -> Tensor:
-        """Encoder outputs -> logits `(B, 1, H, W)`."""
+        """Encoder outputs -> logits `(B, 1, H, W)` of the map used at test, `outputs[0]`."""
+
+    def decode_all(self, features: list[Tensor]) -> tuple[Tensor, ...]:
+        """Encoder outputs -> logits of all `outputs` in their order, each `(B, 1, H, W)`."""
+        return (self.decode(features),)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, 1, H, W)` logits; H and W divisible by the largest stride of `stages`."""
+        """`(B, in_channels, H, W) -> (B, 1, H, W)` logits; H and W divisible by the largest stride of `stages`."""
         return self.decode(self.encode(x))

@@ -12,11 +12,20 @@ from istd.students.base import Stage, Student
 
 @dataclass(frozen=True)
 class StudentInfo:
-    """A registered student: how to build it and the size that its authors' code has at width 1."""
+    """A registered student: how to build it and what its authors' code has at width 1.
+
+    Attributes:
+        factory: width -> network.
+        title: name, authors and year.
+        published_parameters: number of parameters of the published network.
+        left_out: names, or prefixes up to a dot, of published tensors that do not influence any output in either mode
+            and that our form therefore lacks; a published checkpoint is read without them.
+    """
 
     factory: Callable[[float], Student]
     title: str
     published_parameters: int
+    left_out: tuple[str, ...] = ()
 
 
 STUDENTS: Registry[StudentInfo] = Registry("student")
