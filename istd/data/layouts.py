@@ -10,8 +10,10 @@ The SIRST3 layout and its relatives: `images/`, point labels in one of three for
 Masks are never opened here: a `Sample` knows where its mask lies, and evaluation alone reads it.
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +77,46 @@ class Dataset:
     def has_truth(self) -> bool:
         """Whether every test sample has a true mask; nothing else needs one."""
         return all(s.mask_source is not None for s in self.test)
+
+    def digest(self) -> str:
+        """What the dataset holds, as 32 hexadecimal digits: two datasets of one digest train and score alike.
+
+        It covers, in order, every split's name and its samples: name, size and pixels of the image as read, points, and
+        the mask (the bytes of its file, which is not decoded; or the array). It does not cover the dataset's own name
+        or place, so a folder that was moved or renamed is still the same data.
+
+        Computed once, at about 1 GB of pixels a second; unlike `hash`, equal in every process and on every machine.
+
+        Raises:
+            OSError: if a mask's file is gone.
+        """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        whole = hashlib.blake2b(digest_size=16)
+        for split in SPLITS:
+            samples: tuple[Sample, ...] = getattr(self, split)
+            whole.update(f"{split} {len(samples)};".encode())
+            for sample in samples:
+                for part in _content(sample):
+                    whole.update(f"{len(part)}:".encode())  # lengths keep neighbouring parts apart
+                    whole.update(part)
+        return whole.hexdigest()
+
+
+def _content(sample: Sample) -> Iterator[bytes | memoryview]:
+    """The parts of a sample that its digest covers."""
+    yield sample.name.encode()
+    yield str(sample.image.shape).encode()
+    yield np.ascontiguousarray(sample.image).astype("<f4", copy=False).data.cast("B")
+    yield np.ascontiguousarray(sample.points).astype("<i8", copy=False).tobytes()
+    if isinstance(sample.mask_source, Path):
+        yield sample.mask_source.read_bytes()
+    elif sample.mask_source is not None:
+        yield np.ascontiguousarray(sample.mask_source, dtype=bool).tobytes()
+    else:
+        yield b"no mask"
 
 
 def load_folder(root: Path | str, points: PointSource = "auto", seed: int = 0) -> Dataset:

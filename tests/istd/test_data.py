@@ -1,6 +1,7 @@
 """Layouts, points, images and crops: what users have on disk, and what goes wrong with it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from istd.data.crops import Augmentation, CropLoader, Normalisation
 from istd.data.images import read_image, read_mask
 from istd.data.layouts import Sample, load_folder
 from istd.data.points import centroid_points, coarse_points, jittered_points, read_points_coco, read_points_csv
+from istd.data.scenes import synthetic_dataset
 
 
 def save(path, array):
@@ -37,6 +39,55 @@ def folder(tmp_path):
         save(tmp_path / "masks_centroid" / f"{name}.png", point)
     splits(tmp_path, NAMES[:3], NAMES[3:4], NAMES[4:])
     return tmp_path
+
+
+def rewrite(path, change):
+    array = np.array(Image.open(path))
+    change(array)
+    save(path, array)
+
+
+def one_level(array):
+    array[0, 0] += 1
+
+
+def one_target_less(array):
+    array[:] = 0
+
+
+def rename(folder):
+    for kind in ("images", "labels", "masks_centroid"):
+        (folder / kind / "im0.png").rename(folder / kind / "other.png")
+    splits(folder, ["other", *NAMES[1:3]], NAMES[3:4], NAMES[4:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: rewrite(f / "images" / "im0.png", one_level),
+        lambda f: rewrite(f / "labels" / "im5.png", one_target_less),
+        lambda f: rewrite(f / "masks_centroid" / "im0.png", one_target_less),
+        lambda f: splits(f, NAMES[:2], NAMES[2:4], NAMES[4:]),
+        lambda f: splits(f, [NAMES[1], NAMES[0], NAMES[2]], NAMES[3:4], NAMES[4:]),
+        lambda f: rewrite(f / "images" / "im0.png", lambda a: a.sort()),
+        rename,
+    ],
+    ids=["a grey level", "a mask", "a point", "splits", "order", "pixels", "a name"],
+)
+def test_a_digest_tells_every_change_of_the_data(folder, change):
+    before = load_folder(folder).digest()
+    change(folder)
+    assert load_folder(folder).digest() != before
+
+
+def test_a_digest_is_that_of_the_content_not_of_the_place(folder, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("elsewhere") / "renamed"
+    data = load_folder(folder)
+    shutil.copytree(folder, moved)
+    assert load_folder(moved).digest() == data.digest() == load_folder(folder).digest()
+    assert len(data.digest()) == 32
+    assert synthetic_dataset(2, 1, 1).digest() == synthetic_dataset(2, 1, 1).digest()
+    assert synthetic_dataset(2, 1, 1).digest() != synthetic_dataset(2, 1, 1, seed=1).digest()
 
 
 def splits(root, train, val, test, end="\n"):
