@@ -10,7 +10,8 @@ class SCAM(nn.Module):
     """One affine modulation per encoder stage, computed from the token maps of a ViT.
 
     1. Soft fusion over K depths: `F = sum_k pi_k F_k`, `pi = softmax(logits)`, logits learned from 0.
-    2. Token attention pooling: `a = softmax_j(v't_j)`, `g = sum_j a_j t_j` over the N tokens t_j of F.
+    2. Token attention pooling: `a = softmax_j(v't_j)`, `g = sum_j a_j t_j` over the N tokens t_j of F. (The release
+       adds a bias to the score, which the softmax cancels: a number without influence and without gradient.)
     3. `(gamma_l, beta_l)_l = MLP(g)`, one hidden ReLU layer; its last layer starts at zero, so SCAM starts as identity.
     4. Gate: `gamma_l <- 1 + tanh(gamma_l * u_l)` with u_l learned from 1 and penalised by |u_l|_1.
     5. `f_l <- (1 + s (gamma_l - 1)) f_l + s beta_l`, broadcast over space, strength s.
@@ -61,7 +62,7 @@ class SCAM(nn.Module):
         self.first = len(self.channels) - 1 if stages == "last" else 0
         modulated = self.channels[self.first :]
         self.depth_logits = nn.Parameter(torch.zeros(depth)) if fusion == "soft" else None
-        self.attention = nn.Linear(dim, 1) if pooling == "attention" else None
+        self.attention = nn.Linear(dim, 1, bias=False) if pooling == "attention" else None
         self.affine = nn.Linear(hidden, 2 * sum(modulated)) if injection == "affine" else None
         self.concat = nn.ModuleList(nn.Conv2d(c + hidden, c, 1) for c in modulated) if injection == "concat" else None
         self.embed = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU())

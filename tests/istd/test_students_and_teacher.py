@@ -131,16 +131,24 @@ def scam(depth=3, dim=6, channels=(4, 8), **settings):
 OPTIONS = [{}, {"fusion": "last"}, {"pooling": "mean"}, {"stages": "last"}, {"injection": "concat"}]
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_scam_starts_as_the_identity_and_learns_in_all_its_parts(options):
-    features = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]
-    module, tokens = scam(**options), torch.randn(2, 3, 7, 6)
+def test_scam_starts_as_the_identity_and_learns_in_all_its_parts(options, seed):
+    """Every parameter has influence: its gradient is far above rounding, so none is cancelled (by a softmax, say)."""
+    source = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=source, dtype=torch.float64)
+
+    features, tokens = [draw(2, 4, 8, 8), draw(2, 8, 4, 4)], draw(2, 3, 7, 6)
+    module = scam(**options).double()
     out = module(features, tokens)
     assert all(torch.equal(a, b) for a, b in zip(features, out, strict=True))
     for p in module.parameters():
-        p.data.normal_()
+        p.data = 0.5 * draw(*p.shape)
+    module.embed[0].bias.data += 1.0  # hidden units of the ReLU that are alive, whatever the seed
     sum(f.square().sum() for f in module(features, tokens)).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 1e-6 for p in module.parameters())
 
 
 def test_scam_takes_its_options_at_their_word():
@@ -168,7 +176,7 @@ def test_scam_is_its_formula():
     out = module(f, tokens)
     for b in range(2):
         fused = sum(w * tokens[b, k] for k, w in enumerate(module.depth_logits.softmax(0)))
-        score = fused @ module.attention.weight[0] + module.attention.bias
+        score = fused @ module.attention.weight[0]
         g = (score.softmax(0)[:, None] * fused).sum(0)
         hidden = torch.relu(module.embed[0].weight @ g + module.embed[0].bias)
         parameters = module.affine.weight @ hidden + module.affine.bias
