@@ -182,6 +182,7 @@ def test_calibration_reaches_the_wanted_shares():
         Characteristics.calibrate([(samples[0][0], np.zeros((64, 64), bool))])
 
 
+@pytest.mark.data
 def test_the_default_kinds_are_those_calibrated_on_sirst(sirst):
     samples = [(s.image, s.truth()) for s in (*sirst.train, *sirst.val, *sirst.test)]
     found = Characteristics.calibrate(samples)
