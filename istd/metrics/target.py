@@ -19,7 +19,9 @@ class TargetScores:
     `Fa = pixels of predicted regions that detect nothing / all pixels` (usually quoted in 1e-6). Regions are
     8-connected. Larger Pd and smaller Fa are better.
 
-    Source: Li et al. (DNANet, 2023); identical in LESPS, BasicIRSTD, PAL and the semantic-priors release.
+    Source: the released code of LESPS (Ying et al., 2023), which BasicIRSTD, PAL and semantic-priors share. DNANet (Li
+    et al., 2023), SCTransNet and MSHNet define the same Pd, but their released Fa differs: it removes matched regions
+    by their *areas*, so that a false alarm as large as some matched region of its image is forgiven.
     """
 
     detected: int = 0

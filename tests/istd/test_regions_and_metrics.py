@@ -88,6 +88,17 @@ def test_a_matched_blob_is_forgiven_however_large_and_a_fragment_is_a_false_alar
     assert evaluate_masks([(fragmented, truth)]) | {"Pd": 1.0, "Fa": 1 / 1600} == evaluate_masks([(fragmented, truth)])
 
 
+def test_a_false_alarm_as_large_as_the_matched_region_counts():
+    """The released code of DNANet and MSHNet drops it: it compares areas instead of regions and would say 0."""
+    truth = blob((40, 40), 20, 20)
+    assert evaluate_masks([(truth | blob((40, 40), 3, 3), truth)]) == {
+        "IoU": 0.5,
+        "nIoU": 0.5,
+        "Pd": 1.0,
+        "Fa": 9 / 1600,
+    }
+
+
 def test_three_pixels_are_too_far():
     truth = blob((40, 40), 20, 20)
     assert evaluate_masks([(blob((40, 40), 20, 22), truth)])["Pd"] == 1.0
