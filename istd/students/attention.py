@@ -73,10 +73,10 @@ class AttentionBlock(nn.Module):
             nn.Conv2d(cout, cout, 3, padding=1),
             nn.BatchNorm2d(cout),
         )
-        self.channels, self.pixels = ChannelAttention(cout), SpatialAttention()
         self.shortcut: nn.Module = nn.Identity()
         if cin != cout:
             self.shortcut = nn.Sequential(nn.Conv2d(cin, cout, 1), nn.BatchNorm2d(cout))
+        self.channels, self.pixels = ChannelAttention(cout), SpatialAttention()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""

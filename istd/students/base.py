@@ -51,7 +51,11 @@ class Student(nn.Module, ABC):
         """Encoder outputs -> logits `(B, 1, H, W)` of the map used at test, `outputs[0]`."""
 
     def decode_all(self, features: list[Tensor]) -> tuple[Tensor, ...]:
-        """Encoder outputs -> logits of all `outputs` in their order, each `(B, 1, H, W)`."""
+        """Encoder outputs -> logits of all `outputs` in their order.
+
+        Each is `(B, 1, H, W)`, or `(B, 1, H/s, W/s)` where the publication compares at a smaller size; the target is
+        then brought to that size by maxima.
+        """
         return (self.decode(features),)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -118,35 +117,3 @@ class ResidualEncoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the output of every stage, highest resolution first."""
         return run_stages(self.stages, self.stem(x), pool=False)
-
-
-class LocalContrast(nn.Module):
-    """Local contrast learning: a centre response minus dilated surround responses, added to the input.
-
-    With h = c/2 channels inside, z = reduce(x), s_d = conv3x3(z, dilation d) and m = conv3x3(z):
-    `y = x + expand(concat_d relu(bn(m - s_d)))`. The difference is the learned form of the classical local contrast
-    measure (Chen et al., 2014), in which a target differs from its surround at some distance d.
-
-    Source: the local contrast modules of MLCL-Net and ALCL-Net (Yu et al., 2022).
-    """
-
-    def __init__(self, channels: int, dilations: Sequence[int]) -> None:
-        super().__init__()
-        hidden = max(channels // 2, 2)
-        self.reduce = conv_bn_relu(channels, hidden, 1)
-        self.centre = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
-        self.surround = nn.ModuleList(
-            nn.Conv2d(hidden, hidden, 3, padding=d, dilation=d, bias=False) for d in dilations
-        )
-        self.norm = nn.Sequential(nn.BatchNorm2d(hidden * len(dilations)), nn.ReLU(inplace=True))
-        self.expand = nn.Sequential(
-            nn.Conv2d(hidden * len(dilations), channels, 1, bias=False), nn.BatchNorm2d(channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, c, H, W) -> (B, c, H, W)`."""
-        z = self.reduce(x)
-        centre = self.centre(z)
-        contrast = torch.cat([centre - conv(z) for conv in self.surround], dim=1)
-        out: Tensor = torch.relu(x + self.expand(self.norm(contrast)))
-        return out

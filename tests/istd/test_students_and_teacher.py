@@ -35,10 +35,9 @@ def test_a_student_declares_its_stages_and_decodes_what_it_encodes(name, width):
 
 @pytest.mark.parametrize("name", list(STUDENTS))
 def test_sizes_are_near_the_published_ones(name):
-    """To the printed digits where the paper fixes every layer; else to a fifth, and the docstring says why."""
+    """The exact counts are checked beside the reference values; this holds for networks without a reference, too."""
     count = sum(p.numel() for p in create_student(name).parameters())
-    exact = {"dna", "msh"}
-    assert count == pytest.approx(STUDENTS[name].published_parameters, rel=2e-4 if name in exact else 0.2)
+    assert count == pytest.approx(STUDENTS[name].published_parameters, rel=0.2)
 
 
 def test_branches_merge_into_one_convolution_with_the_same_output():
@@ -82,7 +81,7 @@ def test_local_contrast_is_high_where_a_pixel_stands_out_from_all_sides():
 
 
 def test_channels_last_gives_the_same_gradients():
-    """The memory format that training uses, against float64.
+    """The memory format that training uses, against float64, on a network whose shortcuts are strided 1x1 convolutions.
 
     Rounding is 1e-6 of the gradient's norm here; a unit at the kink of a ReLU may add 1e-4 on another machine. The
     broken strided 1x1 kernel of torch 2.15 crashed here or was off by its whole size.
@@ -92,7 +91,7 @@ def test_channels_last_gives_the_same_gradients():
 
     def gradient(dtype, memory_format):
         torch.manual_seed(0)
-        student = create_student("alcl", 0.25).to(dtype).to(memory_format=memory_format)
+        student = create_student("acm", 0.25).to(dtype).to(memory_format=memory_format)
         student(x.to(dtype).to(memory_format=memory_format)).square().mean().backward()
         return torch.cat([p.grad.flatten().double() for p in student.parameters()])
 
@@ -195,9 +194,9 @@ def test_scam_names_stages_that_do_not_fit():
         scam()([torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)], torch.randn(1, 3, 7, 6))
 
 
-def make_teacher(**settings):
+def make_teacher(name="mlcl", **settings):
     torch.manual_seed(0)
-    student = create_student("mlcl", 0.25)
+    student = create_student(name, 0.25)
     module = SCAM(2, 6, [s.channels for s in stages_of(student)], hidden=5)
     return Teacher(student, module, **settings)
 
@@ -229,15 +228,15 @@ def test_the_teacher_alone_says_what_it_says_beside_its_student():
 
 
 def test_batch_norm_statistics_of_both_passes_do_not_mix():
-    alone, both = make_teacher().train(), make_teacher().train()
+    alone, both = make_teacher("alcl").train(), make_teacher("alcl").train()
     spread_scam(both)
     alone.student(batch().image.expand(-1, 3, -1, -1))
     both(batch().image, batch().tokens)
     for (name, a), b in zip(alone.student.named_buffers(), both.student.buffers(), strict=True):
         assert torch.equal(a, b), name
-    changed = [n for n, b in both.statistics.named_buffers() if "contrast" in n and "running_mean" in n and b.any()]
+    changed = [n for n, b in both.statistics.named_buffers() if "top_down" in n and "running_mean" in n and b.any()]
     assert changed  # the teacher's decoder has statistics of its own
-    shared = make_teacher(share_batch_norm=True).train()
+    shared = make_teacher("alcl", share_batch_norm=True).train()
     spread_scam(shared)
     shared(batch().image, batch().tokens)
     assert any(not torch.equal(a, b) for a, b in zip(alone.student.buffers(), shared.student.buffers(), strict=True))
