@@ -1,9 +1,10 @@
 """Pseudo-masks: how they start from points, evolve with a teacher, and when a hard sample is admitted."""
 
+from istd.labels.canny import CannyContour
 from istd.labels.diffusion import DiffusionMask, HeatDiffusion
 from istd.labels.evolution import LabelEvolution
 from istd.labels.hard_samples import HardSampleAdmission
-from istd.labels.initial import INITIAL_MASKS, CannyContour, HalfMaximum, InitialMask, InitialRule, Square
+from istd.labels.initial import INITIAL_MASKS, HalfMaximum, InitialMask, InitialRule, Square
 from istd.labels.leak import AreaPrior
 from istd.labels.learned import DiffusedMasks, LearnedLabels
 from istd.labels.monte_carlo import MonteCarloClustering

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.feature import canny
 
 from bilevel.registry import Registry
 from istd.data.points import Points
@@ -122,39 +121,6 @@ class HalfMaximum:
 
 
 @dataclass(frozen=True)
-class CannyContour:
-    """The published start of PAL and semantic-priors: a closed Canny contour around the point.
-
-    In a 20x20 window, high-pass the 8-bit image (minus its 3x3 Gaussian), Canny with thresholds 20 and 40, close by
-    3x3, fill, and take the region that holds the point if it has at most `max_area` pixels; else the point alone.
-
-    Source: Yu et al. (PAL, 2025), released code.
-    """
-
-    half: int = 10
-    low: float = 20.0
-    high: float = 40.0
-    max_area: int = 50
-
-    def __call__(self, image: Image, points: Points) -> InitialMask:
-        """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
-        mask = np.zeros(image.shape, dtype=bool)
-        reliable = np.zeros(len(points), dtype=bool)
-        for i, (row, col) in enumerate(points):
-            rows, cols, r, c = window_around(image.shape, int(row), int(col), self.half)
-            window = image[rows, cols] * 255.0
-            detail = np.clip(window - ndimage.gaussian_filter(window, 0.8, truncate=1.25), 0, 255)
-            edges = canny(detail, sigma=0.1, low_threshold=self.low, high_threshold=self.high)
-            closed = ndimage.binary_closing(np.pad(edges, 1), np.ones((3, 3)))[1:-1, 1:-1]
-            region = component_at(ndimage.binary_fill_holes(closed), r, c)
-            if 0 < region.sum() <= self.max_area:
-                mask[rows, cols] |= region
-                reliable[i] = True
-            mask[row, col] = True
-        return InitialMask(mask, reliable)
-
-
-@dataclass(frozen=True)
 class Square:
     """A square of `side` pixels around every point: the simplest rule, for comparison."""
 
@@ -190,6 +156,5 @@ InitialRule = Callable[[Image, Points], InitialMask]
 
 INITIAL_MASKS: Registry[InitialRule] = Registry("initial pseudo-mask rule")
 INITIAL_MASKS.register("half-maximum", HalfMaximum())
-INITIAL_MASKS.register("canny", CannyContour())
 INITIAL_MASKS.register("square", Square())
 INITIAL_MASKS.register("points", Square(side=1))  # the start of LESPS

@@ -11,8 +11,8 @@ Where it departs from the release:
 
 - Optimizer, schedule, augmentation, averaged weights and the choice of a checkpoint are the harness's, the same for
   every row; PAL's own choose on the test split.
-- Canny is scikit-image's instead of OpenCV's; contours are connected regions of the closed and filled edges. Start
-  masks on SIRST-v1's training and validation images have an IoU of 22 % (`benchmarks/pseudo_masks.py`).
+- Start masks are the release's, pixel by pixel (`istd.labels.canny`). On SIRST-v1's training and validation images
+  they have an IoU of 28 % (`benchmarks/pseudo_masks.py`).
 - The last fifth of the schedule ("refinement") keeps the labels; the release trains it at its own rate.
 """
 

@@ -21,7 +21,7 @@ Where it departs from paper and release, and how to get the published value back
 - The release trains the student through the teacher alone; here the bare path, which is deployed, learns beside it
   (`student_loss=0` is published), and the teacher may see a share of each batch (`teacher_share=1`).
 - Start masks come from the half-maximum rule instead of Canny contours (`initial="canny"`): 77 % IoU on SIRST-v1's
-  training and validation images instead of 22 % (`benchmarks/pseudo_masks.py`). What evolution never removes are the
+  training and validation images instead of 28 % (`benchmarks/pseudo_masks.py`). What evolution never removes are the
   points, not the start masks (`anchors="start"`); a large target can be confirmed (`evolve_cap=inf`,
   `evolve_relative=False`); fewer false alarms admit a hard image (`alarms=5`).
 - The number of clusters follows the validation split (`clusters=256`), they are fitted without test images
