@@ -12,11 +12,14 @@ def scaled(channels: int, width: float) -> int:
     return max(4, 4 * round(channels * width / 4))
 
 
-def conv_bn_relu(cin: int, cout: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
-    """Convolution (same padding, no bias) -> batch normalisation -> ReLU."""
+def conv_bn_relu(cin: int, cout: int, kernel: int = 3, dilation: int = 1, bias: bool = False) -> nn.Sequential:
+    """Convolution (same padding) -> batch normalisation -> ReLU.
+
+    A `bias`, which the normalisation takes away again in training, is there where the published network has one.
+    """
     padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.Conv2d(cin, cout, kernel, padding=padding, dilation=dilation, bias=bias),
         nn.BatchNorm2d(cout),
         nn.ReLU(inplace=True),
     )
@@ -45,10 +48,19 @@ def logit_bias(layer: nn.Conv2d) -> None:
     nn.init.constant_(layer.bias, -math.log(0.99 / 0.01))
 
 
-def logit_layer(channels: int) -> nn.Conv2d:
-    """1x1 convolution to one logit, with `logit_bias`."""
-    layer = nn.Conv2d(channels, 1, 1)
+def logit_layer(channels: int, maps: int = 1, kernel: int = 1) -> nn.Conv2d:
+    """Convolution (same padding) to `maps` maps of logits, with `logit_bias`."""
+    layer = nn.Conv2d(channels, maps, kernel, padding=kernel // 2)
     logit_bias(layer)
+    return layer
+
+
+def mean_layer(maps: int) -> nn.Conv2d:
+    """1x1 convolution from several maps of logits to one, which starts as their mean."""
+    layer = nn.Conv2d(maps, 1, 1)
+    nn.init.constant_(layer.weight, 1 / maps)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
 
 

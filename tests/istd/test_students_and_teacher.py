@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from scipy import ndimage
 from torch import nn
+from torch.nn import functional as F
 
 from istd.data.crops import Batch
 from istd.losses import bce_and_soft_iou, binary_cross_entropy, distillation, soft_iou
@@ -14,6 +15,7 @@ from istd.objectives import Segmentation, StudentOuter, TeacherInner
 from istd.students import STUDENTS, create_student, inference_form, stages_of
 from istd.students.alcnet import local_contrast
 from istd.students.ggl import gradient_magnitude
+from istd.students.repisd import RepConv
 from istd.teacher import SCAM, Teacher, VFMWeightsError, cached_tokens, crop_tokens, image_tokens, load_vfm
 from istd.teacher.vfm import FrozenVFM
 
@@ -40,24 +42,62 @@ def test_sizes_are_near_the_published_ones(name):
     assert count == pytest.approx(STUDENTS[name].published_parameters, rel=0.2)
 
 
-def test_branches_merge_into_one_convolution_with_the_same_output():
-    """In float64, to rounding: batch normalisation in eval mode is linear, and so are all branches."""
+def with_random_norms(name, width):
+    """A student in float64 whose normalisations have statistics and factors of their own."""
     torch.manual_seed(0)
-    student = create_student("repisd", 0.5).double().requires_grad_(False)
+    student = create_student(name, width).double().requires_grad_(False)
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
             module.weight.data.normal_()
             module.bias.data.normal_()
-    x = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    return student
+
+
+def test_branches_merge_into_one_convolution_with_the_same_output():
+    """In float64, to rounding: batch normalisation in eval mode is linear, and so are all branches."""
+    student, x = with_random_norms("repisd", 0.5), torch.randn(2, 3, 32, 48, dtype=torch.float64)
     merged = inference_form(student)
     expected = student.eval()(x)
     assert torch.allclose(merged(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
     sizes = [sum(p.numel() for p in m.parameters()) for m in (merged, student)]
     assert sizes[0] < 0.55 * sizes[1]
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in merged.modules())
-    assert any(isinstance(m, nn.BatchNorm2d) for m in student.modules())  # the original is untouched
+    branched = [m for m in merged.modules() if isinstance(m, RepConv)]
+    assert len(branched) == 8
+    assert not any(isinstance(m, nn.BatchNorm2d) for conv in branched for m in conv.modules())
+    assert any(hasattr(m, "full_norm") for m in student.modules())  # the original is untouched
+
+
+@pytest.mark.parametrize("cout", [4, 6])
+def test_branches_in_eval_mode_are_their_formula(cout):
+    """One convolution computes what the branches do, each on its own; with 4 channels, the input is one of them."""
+    torch.manual_seed(0)
+    conv, x = RepConv(4, cout).double(), torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    conv(x)  # statistics of their own
+    conv.eval()
+    free = conv.contrast.weight
+    contrast = F.conv2d(x, free, padding=1) - F.conv2d(x, free.sum((2, 3), keepdim=True))
+    expected = conv.full_norm(conv.full(x)) + conv.contrast_norm(contrast) + conv.point_norm(conv.point(x))
+    expected = expected + (conv.identity(x) if cout == 4 else 0.0)
+    assert torch.allclose(conv(x), expected, rtol=0, atol=1e-12)
+
+
+def test_repisd_decodes_the_logit_of_the_target_class():
+    student, x = with_random_norms("repisd", 0.25).eval(), torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    features = student.encode(x)
+    assert torch.equal(student.decode(features), student.class_logits(features)[:, 1:])
+
+
+@pytest.mark.parametrize("name", list(STUDENTS))
+def test_the_first_of_all_maps_is_the_one_at_test(name):
+    torch.manual_seed(0)
+    student = create_student(name, 0.25).double().eval()
+    features = student.encode(torch.randn(1, student.in_channels, 64, 64, dtype=torch.float64))
+    maps = student.decode_all(features)
+    assert len(maps) == len(student.outputs)
+    assert maps[0].shape == (1, 1, 64, 64)
+    assert torch.allclose(maps[0], student.decode(features), rtol=0, atol=1e-12)
 
 
 def test_the_gradient_magnitude_is_that_of_sobel():
