@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from bilevel import BilevelProblem, Hypergradient
 from istd.data.crops import Batch
+from istd.students import repeat_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,5 +62,5 @@ class OutputAlignment:
     def _errors(self, inner: Any, batch: Batch) -> Tensor:
         """P - Y `(B, 1, H, W)`; BatchNorm's running statistics stay as they are."""
         values = dict(inner) | {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        logits: Tensor = functional_call(self.network, values, (batch.image.expand(-1, 3, -1, -1),))
+        logits: Tensor = functional_call(self.network, values, (repeat_channels(batch.image, self.network),))
         return logits.sigmoid() - batch.target[:, :1]

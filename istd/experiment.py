@@ -45,7 +45,7 @@ from istd.objectives import (
 )
 from istd.precision import has_bfloat16
 from istd.predict import predict
-from istd.students import create_student, stages_of
+from istd.students import create_student, repeat_channels, stages_of
 from istd.teacher import SAMF, SCAM, FrozenVFM, Teacher, cached_tokens, crop_tokens, image_tokens, load_vfm
 
 STRENGTHS = {"mlcl": 0.55}  # SCAM strength per student in the release of semantic-priors; ALCL-Net's serves the others
@@ -287,7 +287,9 @@ class Experiment:
     def predict_student(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of the averaged student on one `(H, W)` image."""
         student = getattr(self.averaging.module, "student", self.averaging.module)
-        return predict(lambda x: student(x.expand(-1, 3, -1, -1)), image, self.normalisation, self.stride, self.device)
+        return predict(
+            lambda x: student(repeat_channels(x, student)), image, self.normalisation, self.stride, self.device
+        )
 
     def predict_teacher(self, image: NDArray[np.float32], tokens: Tensor) -> NDArray[np.float32]:
         """Probabilities of the averaged teacher on one `(H, W)` image with its `(K, N, D)` tokens."""

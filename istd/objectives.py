@@ -5,6 +5,7 @@ a `Teacher` (the student's weights and SCAM), the outer module gives sample weig
 is the student itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,63 @@ from torch.nn import functional as F
 
 from bilevel import INNER_OBJECTIVES, OUTER_OBJECTIVES
 from istd.data.crops import Batch
-from istd.losses import SEGMENTATION_LOSSES, distillation, weighted_mean
+from istd.losses import SEGMENTATION_LOSSES, SegmentationLoss, distillation, weighted_mean
+from istd.students import Student, repeat_channels
+
+
+def outline(target: Tensor) -> Tensor:
+    """Where masks begin and end, `(B, 1, H, W) -> (B, 1, H, W)`.
+
+    `sqrt(v^2 + h^2)`, v and h the differences of the lower and the upper, the right and the left neighbour, zero
+    outside; limited to [1e-6, 1], so that its slope is finite on level ground. Soft masks give soft outlines.
+
+    Source: ISNet (Zhang et al., 2022), which does not limit it.
+    """
+    around = F.pad(target, (1, 1, 1, 1))
+    v = around[..., 2:, 1:-1] - around[..., :-2, 1:-1]
+    h = around[..., 1:-1, 2:] - around[..., 1:-1, :-2]
+    return (v.square() + h.square()).clamp(1e-12, 1).sqrt()
+
+
+def decode_all(network: Any, image: Tensor) -> tuple[Tensor, ...]:
+    """Logits of all maps that training supervises, of a normalised image `(B, 1, H, W)` or `(B, 3, H, W)`.
+
+    A network that is no `Student` has one, its output.
+    """
+    x = repeat_channels(image, network)
+    if not isinstance(network, Student):
+        return (network(x),)
+    return network.decode_all(network.encode(x))
+
+
+def supervision(loss: SegmentationLoss, maps: Sequence[Tensor], target: Tensor, network: Any) -> Tensor:
+    """`sum_k v_k l(z_k, y_k)` over the maps z_k that a student declares as `outputs`, per sample: `(B,)`.
+
+    v_k is the declared weight; y_k is the mask or its `outline`, brought to the size of z_k by maxima.
+
+    Args:
+        loss: the segmentation loss l.
+        maps: logits `(B, 1, h_k, w_k)` of `decode_all`.
+        target: labels `(B, 1, H, W)`, hard or soft.
+        network: the student.
+    """
+    outputs = getattr(network, "outputs", Student.outputs)
+    total: Tensor | None = None
+    for z, output in zip(maps, outputs, strict=True):
+        y = target if output.target == "mask" else outline(target)
+        if y.shape[-2:] != z.shape[-2:]:
+            y = F.adaptive_max_pool2d(y, z.shape[-2:])
+        term = loss(z, y) if output.weight == 1 else output.weight * loss(z, y)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """`mean_i w_i l(z_i, y_i)`: a student on its pseudo-masks.
+    """`mean_i w_i L(z_i, y_i)`: a student on its pseudo-masks.
+
+    L is the `supervision` of all maps that the student declares, by the loss l.
 
     Attributes:
         loss: name of the segmentation loss l.
@@ -29,17 +81,19 @@ class Segmentation:
 
     def __call__(self, student: Any, weights: Any, batch: Batch) -> Tensor:
         """Weighted mean over the batch."""
-        logits = student(batch.image.expand(-1, 3, -1, -1))
-        return weighted_mean(SEGMENTATION_LOSSES[self.loss](logits, batch.target), weights(batch.samples))
+        maps = decode_all(student, batch.image)
+        losses = supervision(SEGMENTATION_LOSSES[self.loss], maps, batch.target, student)
+        return weighted_mean(losses, weights(batch.samples))
 
 
 @dataclass(frozen=True)
 class TeacherInner:
-    """`mean_T w_i [l(z_t, y) + kd KD(z_t, z_s)]_i + student mean_B w_i l(z_s, y)_i + gate R`, z_s detached in KD.
+    """`mean_T w_i [L(z_t, y) + kd KD(z_t, z_s)]_i + student mean_B w_i L(z_s, y)_i + gate R`, z_s detached in KD.
 
-    z_t and z_s are the logits of teacher and student, w_i the weight of sample i, KD the distillation loss, R SCAM's
-    gate penalty. The published objective has student = 0: the shared weights are then trained through the teacher
-    alone, and the student follows by the outer steps. With student > 0 the bare path, which is deployed, learns too.
+    z_t and z_s are the logits of teacher and student, w_i the weight of sample i, L the `supervision` of all maps that
+    the student declares by the loss l, KD the distillation loss between the maps used at test, R SCAM's gate penalty.
+    The published objective has student = 0: the shared weights are then trained through the teacher alone, and the
+    student follows by the outer steps. With student > 0 the bare path, which is deployed, learns too.
 
     Attributes:
         loss: name of the segmentation loss l; published: `"bce"`.
@@ -63,23 +117,26 @@ class TeacherInner:
     def __call__(self, teacher: Any, weights: Any, batch: Batch) -> Tensor:
         """Weighted means over the batch plus the gate penalty."""
         assert batch.tokens is not None
-        segment = SEGMENTATION_LOSSES[self.loss]
-        features = teacher.student.encode(batch.image.expand(-1, 3, -1, -1))
+        student, segment = teacher.student, SEGMENTATION_LOSSES[self.loss]
+        features = student.encode(repeat_channels(batch.image, student))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.student > 0):
-            bare = teacher.student.decode(features)
+            bare = student.decode_all(features) if self.student > 0 else (student.decode(features),)
         n = max(round(self.share * len(batch.image)), 1)
-        taught = teacher.decode([f[:n] for f in features], batch.tokens[:n])
-        losses = segment(taught, batch.target[:n]) + self.kd * distillation(taught, bare[:n].detach(), self.temperature)
+        taught = teacher.decode_all([f[:n] for f in features], batch.tokens[:n])
+        losses = supervision(segment, taught, batch.target[:n], student)
+        losses = losses + self.kd * distillation(taught[0], bare[0][:n].detach(), self.temperature)
         w = weights(batch.samples)
         total = weighted_mean(losses, w[:n]) + self.gate * teacher.adapter.gate_penalty()
         if self.student > 0:
-            total = total + self.student * weighted_mean(segment(bare, batch.target), w)
+            total = total + self.student * weighted_mean(supervision(segment, bare, batch.target, student), w)
         return torch.as_tensor(total)
 
 
 @dataclass(frozen=True)
 class StudentOuter:
     """`mean_i v_i [l(z_s, y) + kd KD(z_s, z_t)]_i` on validation pseudo-masks, z_t detached.
+
+    It judges what is deployed: of several maps, the one used at test.
 
     With `weighted=False` v_i = 1. The published form weights this mean by the very weights it learns, which rewards
     turning down whatever is hard to fit on validation; `weighted=True` reproduces it.
@@ -100,7 +157,7 @@ class StudentOuter:
 
     def __call__(self, teacher: Any, weights: Any, batch: Batch) -> Tensor:
         """Mean over the validation batch."""
-        features = teacher.student.encode(batch.image.expand(-1, 3, -1, -1))
+        features = teacher.student.encode(repeat_channels(batch.image, teacher.student))
         bare = teacher.student.decode(features)
         losses = SEGMENTATION_LOSSES[self.loss](bare, batch.target)
         if self.kd > 0:
@@ -122,14 +179,16 @@ class BareOuter:
 
     def __call__(self, student: Any, weights: Any, batch: Batch) -> Tensor:
         """Mean over the validation batch."""
-        return SEGMENTATION_LOSSES[self.loss](student(batch.image.expand(-1, 3, -1, -1)), batch.target).mean()
+        logits = student(repeat_channels(batch.image, student))
+        return SEGMENTATION_LOSSES[self.loss](logits, batch.target).mean()
 
 
 @dataclass(frozen=True)
 class LearnedSegmentation:
-    """`mean_i w_i l(z_i, y_i(t))`: a student on labels that depend on learned numbers t, with learned weights w.
+    """`mean_i w_i L(z_i, y_i(t))`: a student on labels that depend on learned numbers t, with learned weights w.
 
-    The outer module is a `WeightsAndLabels`; the hypergradient of t runs through the labels into the inner steps.
+    L is the `supervision` of all maps that the student declares. The outer module is a `WeightsAndLabels`; the
+    hypergradient of t runs through the labels into the inner steps.
 
     Attributes:
         loss: name of the segmentation loss l.
@@ -139,8 +198,8 @@ class LearnedSegmentation:
 
     def __call__(self, student: Any, outer: Any, batch: Batch) -> Tensor:
         """Weighted mean over the batch."""
-        logits = student(batch.image.expand(-1, 3, -1, -1))
-        losses = SEGMENTATION_LOSSES[self.loss](logits, outer.labels(batch.target))
+        maps = decode_all(student, batch.image)
+        losses = supervision(SEGMENTATION_LOSSES[self.loss], maps, outer.labels(batch.target), student)
         return weighted_mean(losses, outer(batch.samples))
 
 
@@ -170,7 +229,7 @@ class PointOuter:
     def __call__(self, network: Any, outer: Any, batch: Batch) -> Tensor:
         """Mean over the pixels that count."""
         student = getattr(network, "student", network)
-        z = student(batch.image.expand(-1, 3, -1, -1))
+        z = student(repeat_channels(batch.image, student))
         at, counted = batch.target[:, :1], batch.target[:, 1:]
         away = counted - at
         hit = (at * F.softplus(-z)).sum() / at.sum().clamp(min=1)

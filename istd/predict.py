@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.data.crops import Normalisation
-from istd.students import inference_form, stages_of
+from istd.students import inference_form, repeat_channels, stages_of
 
 
 def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
@@ -65,5 +65,9 @@ class StudentPredictor:
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of one image."""
         return predict(
-            lambda x: self.student(x.expand(-1, 3, -1, -1)), image, self.normalisation, self.stride, self.device
+            lambda x: self.student(repeat_channels(x, self.student)),
+            image,
+            self.normalisation,
+            self.stride,
+            self.device,
         )

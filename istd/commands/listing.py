@@ -49,13 +49,13 @@ def methods() -> list[dict[str, Any]]:
 
 
 def students() -> list[dict[str, Any]]:
-    """Name, title, parameters, GFLOPs (two per multiply-add) at 1 x 3 x 256 x 256, stages as (channels, stride)."""
+    """Name, title, parameters, GFLOPs (two per multiply-add) at 1 x C x 256 x 256, stages as (channels, stride)."""
     rows = []
     for name in STUDENTS:
         # Shapes alone are counted: on the meta device nothing is computed.
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             network = create_student(name).eval()
-            network(torch.zeros(1, 3, SIZE, SIZE))
+            network(torch.zeros(1, network.in_channels, SIZE, SIZE))
         rows.append(
             {
                 "name": name,

@@ -1,5 +1,7 @@
 """Attention that several students share: gates by channels and by pixels, and a residual block with both."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -41,18 +43,19 @@ class SpatialAttention(nn.Module):
         return out.sigmoid()
 
 
-def modulation_gate(channels: int, pool: bool) -> nn.Sequential:
+def modulation_gate(channels: int, pool: bool, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
     """1x1 convolutions through a quarter of the channels to a sigmoid; of the global mean (`pool`), or of every pixel.
 
-    `(B, c, H, W) -> (B, c, 1, 1)`, or `(B, c, H, W)`. Source: Dai et al. (ACM, WACV 2021), equations 3 and 4.
+    `(B, c, H, W) -> (B, c, 1, 1)`, or `(B, c, H, W)`; `norm` builds the normalisation that follows each convolution.
+    Source: Dai et al. (ACM, WACV 2021), equations 3 and 4.
     """
-    hidden = max(channels // 4, 1)
+    hidden = max(channels // 4, 2)  # two, since a norm over the channels of one pixel leaves nothing of one
     layers = (
         nn.Conv2d(channels, hidden, 1),
-        nn.BatchNorm2d(hidden),
+        norm(hidden),
         nn.ReLU(inplace=True),
         nn.Conv2d(hidden, channels, 1),
-        nn.BatchNorm2d(channels),
+        norm(channels),
         nn.Sigmoid(),
     )
     return nn.Sequential(*([nn.AdaptiveAvgPool2d(1)] if pool else []), *layers)

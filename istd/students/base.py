@@ -61,3 +61,25 @@ class Student(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in_channels, H, W) -> (B, 1, H, W)` logits; H and W divisible by the largest stride of `stages`."""
         return self.decode(self.encode(x))
+
+
+def repeat_channels(image: Tensor, network: object) -> Tensor:
+    """Give a network the input channels that it declares.
+
+    Args:
+        image: `(B, c, H, W)`; one channel is repeated, as many as the network has are passed on.
+        network: a `Student`; what declares no `in_channels` takes 3.
+
+    Returns:
+        `(B, in_channels, H, W)`, a view of `image`.
+
+    Raises:
+        ValueError: for another number of channels.
+    """
+    wanted = getattr(network, "in_channels", Student.in_channels)
+    if image.shape[1] not in (1, wanted):
+        raise ValueError(
+            f"`image` has {image.shape[1]} channels, and {type(network).__name__} takes {wanted}: give one or {wanted} "
+            "(`channels='repeat'` of the normalisation gives one)."
+        )
+    return image.expand(-1, wanted, -1, -1)

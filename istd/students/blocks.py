@@ -1,7 +1,7 @@
 """Convolutional blocks that the students share."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,29 +12,18 @@ def scaled(channels: int, width: float) -> int:
     return max(4, 4 * round(channels * width / 4))
 
 
-def conv_bn_relu(cin: int, cout: int, kernel: int = 3, dilation: int = 1, bias: bool = False) -> nn.Sequential:
-    """Convolution (same padding) -> batch normalisation -> ReLU.
+def conv_bn_relu(
+    cin: int, cout: int, kernel: int = 3, dilation: int = 1, bias: bool = False, momentum: float = 0.1
+) -> nn.Sequential:
+    """Convolution (same padding) -> batch normalisation, whose new batch counts `momentum` -> ReLU.
 
     A `bias`, which the normalisation takes away again in training, is there where the published network has one.
     """
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.Conv2d(cin, cout, kernel, padding=padding, dilation=dilation, bias=bias),
-        nn.BatchNorm2d(cout),
+        nn.BatchNorm2d(cout, momentum=momentum),
         nn.ReLU(inplace=True),
-    )
-
-
-def quarter_stem(cin: int, hidden: int, cout: int) -> nn.Sequential:
-    """Normalisation, a strided and two plain convolutions, and maxima: `(B, cin, H, W) -> (B, cout, H/4, W/4)`."""
-    return nn.Sequential(
-        nn.BatchNorm2d(cin, affine=False),
-        nn.Conv2d(cin, hidden, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(hidden),
-        nn.ReLU(inplace=True),
-        conv_bn_relu(hidden, hidden),
-        conv_bn_relu(hidden, cout),
-        nn.MaxPool2d(3, stride=2, padding=1),
     )
 
 
@@ -90,9 +79,16 @@ class Subsample(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Residual block of two 3x3 convolutions (He et al., 2016), `(B, cin, H, W) -> (B, cout, H/stride, W/stride)`."""
+    """Residual block of two 3x3 convolutions (He et al., 2016), `(B, cin, H, W) -> (B, cout, H/stride, W/stride)`.
 
-    def __init__(self, cin: int, cout: int, stride: int = 1) -> None:
+    Args:
+        cin: channels in.
+        cout: channels out.
+        stride: of the first convolution and the shortcut.
+        momentum: what a new batch counts in the statistics of the shortcut's normalisation.
+    """
+
+    def __init__(self, cin: int, cout: int, stride: int = 1, momentum: float = 0.1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(cout)
@@ -101,31 +97,12 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or cin != cout:
-            self.shortcut = nn.Sequential(Subsample(stride), nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout))
+            self.shortcut = nn.Sequential(
+                Subsample(stride), nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout, momentum=momentum)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         y = self.relu(self.bn1(self.conv1(x)))
         out: Tensor = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
         return out
-
-
-class ResidualEncoder(nn.Module):
-    """Stem and residual stages; stage i has `channels[i]` channels at 2**i times the stem's stride.
-
-    `(B, in_channels, H, W) -> [(B, channels[i], H / 2**i, W / 2**i)]` for the default stem, a 3x3 convolution; H and W
-    divisible by the last stride.
-    """
-
-    def __init__(self, in_channels: int, channels: Sequence[int], blocks: int, stem: nn.Module | None = None) -> None:
-        super().__init__()
-        self.stem = conv_bn_relu(in_channels, channels[0]) if stem is None else stem
-        stages = []
-        for i, c in enumerate(channels):
-            first = BasicBlock(channels[max(i - 1, 0)], c, stride=1 if i == 0 else 2)
-            stages.append(nn.Sequential(first, *(BasicBlock(c, c) for _ in range(blocks - 1))))
-        self.stages = nn.ModuleList(stages)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the output of every stage, highest resolution first."""
-        return run_stages(self.stages, self.stem(x), pool=False)

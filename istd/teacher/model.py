@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from istd.students import repeat_channels
 from istd.teacher.samf import SAMF
 from istd.teacher.scam import SCAM
 
@@ -22,14 +23,14 @@ class Outputs(NamedTuple):
 
 
 class _Decoder(nn.Module):
-    """`student.decode` as the forward of a module, so that a functional call can lend it other buffers."""
+    """`student.decode_all` as the forward of a module, so that a functional call can lend it other buffers."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.student: Any = student
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        out: Tensor = self.student.decode(features)
+    def forward(self, features: list[Tensor], every: bool) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = self.student.decode_all(features) if every else (self.student.decode(features),)
         return out
 
 
@@ -54,16 +55,23 @@ class Teacher(nn.Module):
 
     def forward(self, image: Tensor, tokens: Tensor) -> Outputs:
         """`(B, 1, H, W)` normalised images and `(B, K, N, D)` tokens -> logits of student and teacher."""
-        features = self.student.encode(image.expand(-1, 3, -1, -1))
+        features = self.student.encode(repeat_channels(image, self.student))
         return Outputs(self.student.decode(features), self.decode(features, tokens))
 
     def teach(self, image: Tensor, tokens: Tensor) -> Tensor:
         """The teacher's logits alone: `forward` without the student's pass."""
-        return self.decode(self.student.encode(image.expand(-1, 3, -1, -1)), tokens)
+        return self.decode(self.student.encode(repeat_channels(image, self.student)), tokens)
 
     def decode(self, features: list[Tensor], tokens: Tensor) -> Tensor:
         """The teacher's logits from encoder features."""
+        return self._decode(features, tokens, every=False)[0]
+
+    def decode_all(self, features: list[Tensor], tokens: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's logits of all `outputs` that the student declares, from encoder features."""
+        return self._decode(features, tokens, every=True)
+
+    def _decode(self, features: list[Tensor], tokens: Tensor, every: bool) -> tuple[Tensor, ...]:
         modulated = self.adapter(features, tokens)
         lent = {f"student.{name}": getattr(self.statistics, own) for name, own in self._names.items()}
-        out: Tensor = functional_call(_Decoder(self.student), lent, (modulated,))
+        out: tuple[Tensor, ...] = functional_call(_Decoder(self.student), lent, (modulated, every))
         return out

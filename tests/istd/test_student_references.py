@@ -12,8 +12,12 @@ from tests.istd import references
 
 # Where a published module's output is found in our network: a module's path, the number of an encoder output, or, in
 # parentheses, why it has no counterpart.
+ACM = {"stem": "stem", "layer1": 0, "layer2": 1, "layer3": 2, "fuse2": "decoder.0.fuse", "uplayer1": "decoder.1.refine"}
+ALCNET = {"stem": "stem", "layer1": 0, "layer2": 1, "layer3": 2, "fuse23": "fuse.0", "deconv0": "up.2"}
 UIU = {"stage1": 0, "stage2": 1, "stage4": 3, "stage6": 5, "stage4d": "decoder.1", "stage1d": "decoder.4"}
 STAGES: dict[str, dict[str, str | int]] = {
+    "acm": ACM,
+    "acm-lesps": ACM,
     "alcl": {
         "stage.resnet1_3": 0,
         "stage.resnet2_3": 1,
@@ -22,6 +26,8 @@ STAGES: dict[str, dict[str, str | int]] = {
         "lcl5": "contrast.0",
         "sbam3": "top_down.1",
     },
+    "alcnet": ALCNET,
+    "alcnet-lesps": ALCNET,
     "dna": {"conv0_0": 0, "conv1_0": 1, "conv2_0": 2, "conv4_0": 4, "conv1_3": "nodes.1_3", "conv0_4_final": "fuse"},
     "mlcl": {"stage.resnet1_3": 0, "stage.resnet2_3": 1, "stage.resnet3_3": 2, "mlcl3": "contrast.0"},
     "msh": {
@@ -60,11 +66,7 @@ MAPS: dict[str, dict[str, str | int]] = {
 
 # Networks that are not the published ones yet.
 PENDING = {
-    "acm",
-    "acm-lesps",
     "agpc",
-    "alcnet",
-    "alcnet-lesps",
     "ggl",
     "gsfa",
     "isnet",
