@@ -6,9 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.feature_selection import f_classif, mutual_info_classif
 
 from bilevel.reweighting import Clusters, ClusterWeights, SharedClusterWeights, Sharing, nested, smoothed
 
@@ -59,6 +56,8 @@ def cluster_coordinates(descriptors: Matrix, k: int, seed: int = 0) -> Matrix:
 
     Source: semantic-priors (2026), released clustering script.
     """
+    from sklearn.cluster import KMeans
+
     z = _distinct(descriptors)
     if z.shape[1] > KEPT:
         labels = KMeans(min(k, len(np.unique(z, axis=0))), n_init=1, random_state=seed).fit(_principal(z)).labels_
@@ -82,10 +81,14 @@ def _distinct(x: Matrix) -> Matrix:
 
 def _principal(z: Matrix) -> Matrix:
     """The components that explain 90 % of the variance, at most 20."""
+    from sklearn.decomposition import PCA
+
     return np.asarray(PCA(0.9, svd_solver="full").fit(z).transform(z)[:, :20]) if z.var() else z
 
 
 def _relevance(z: Matrix, labels: NDArray[np.int32], seed: int) -> NDArray[np.float64]:
+    from sklearn.feature_selection import f_classif, mutual_info_classif
+
     if len(np.unique(labels)) in (1, len(labels)):
         return np.asarray(z.var(axis=0))  # one cluster, or one for each image: nothing to tell apart
     with warnings.catch_warnings():

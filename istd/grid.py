@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from scipy.stats import ttest_1samp
 from tqdm import tqdm
 
 from bilevel import TrainingDiverged
 from bilevel.checkpoint import write_atomically
 from istd.config import Config
 from istd.data.layouts import Dataset
+from istd.figures import new_figure, save_figure
 from istd.run import Metrics, prepare_folder, run, write_json
 from istd.threads import use_threads
 
@@ -160,8 +158,7 @@ def markdown(found: Mapping[str, Sequence[Metrics]], note: str) -> str:
 
 def draw(found: Mapping[str, Sequence[Metrics]], path: Path) -> None:
     """Every seed as a dot and the mean as a bar, IoU and nIoU."""
-    figure = Figure(figsize=(9, 1.4 + 0.32 * len(found)), constrained_layout=True)
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 1.4 + 0.32 * len(found))
     axes: Any = figure.subplots(1, 2, sharey=True)
     for axis, key in zip(axes, ("IoU", "nIoU"), strict=True):
         for y, runs in enumerate(found.values()):
@@ -173,7 +170,7 @@ def draw(found: Mapping[str, Sequence[Metrics]], path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(found)), list(found), fontsize=8)
     axes[0].invert_yaxis()
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    save_figure(figure, path)
 
 
 def write_grid(found: Mapping[str, Sequence[Metrics]], out: Path, name: str, note: str, after: str = "") -> str:
@@ -196,4 +193,6 @@ def spread(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 
 def chance(gain: np.ndarray[Any, np.dtype[np.float64]]) -> str:
     """Probability p of a paired t-test, from the differences of the pairs; empty where there is none."""
+    from scipy.stats import ttest_1samp
+
     return f"{ttest_1samp(gain, 0).pvalue:.2f}" if len(gain) > 1 and np.ptp(gain) > 0 else ""

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bilevel.checkpoint import write_atomically
 from istd.data.layouts import Sample
+from istd.figures import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = ("IoU", "nIoU", "Pd", "Fa")
 ZOOM = 24  # half side in pixels of the zoomed views
@@ -56,8 +56,7 @@ def draw_report(
         weights: learned weight of every cluster, or None.
     """
     columns = max(len(training), len(test), 4)
-    figure = Figure(figsize=(2.3 * columns, 10.2), constrained_layout=True)
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.3 * columns, 10.2)
     figure.suptitle(title, fontsize=11)
     rows: Any = figure.subfigures(3, 1, height_ratios=(3.0, 3.0, 2.6))
     rows[0].suptitle("Training: whole image; around a point, first and last pseudo-mask (zoom)", fontsize=9)
@@ -69,7 +68,7 @@ def draw_report(
     for column in range(columns):
         _test_column(axes[:, column], test[column] if column < len(test) else None)
     _curves(rows[2].subplots(1, 3 if weights is None else 4), history, weights)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    save_figure(figure, path)
 
 
 def draw_curve(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -79,8 +78,7 @@ def draw_curve(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) 
         path: where to write.
         curves: by name, the points of an `OperatingCurve`.
     """
-    figure = Figure(figsize=(9, 4), constrained_layout=True)
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     for name, points in curves.items():
         left.plot([1e6 * p["Fa"] for p in points], [100 * p["Pd"] for p in points], marker=".", label=name)
@@ -88,7 +86,7 @@ def draw_curve(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) 
     left.set(title="targets", xlabel="Fa, 1e-6", ylabel="Pd, %")
     right.set(title="pixels", xlabel="false positive rate, 1e-6", ylabel="true positive rate, %")
     right.legend(fontsize=7)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    save_figure(figure, path)
 
 
 def evenly(n: int, most: int) -> list[int]:
@@ -102,8 +100,7 @@ def draw_masks(path: Path, samples: Sequence[Sample], masks: Sequence[NDArray[np
     chosen = evenly(len(samples), PANELS)
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(2.0 * columns, 2.2 * rows), constrained_layout=True)
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.0 * columns, 2.2 * rows)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -111,7 +108,7 @@ def draw_masks(path: Path, samples: Sequence[Sample], masks: Sequence[NDArray[np
         window = _zoom(samples[i])
         _image(axis, samples[i].image[window], samples[i].name)
         _outline(axis, masks[i][window], "tab:red", "mask")
-    write_atomically(path, lambda file: figure.savefig(file, format="jpeg", dpi=110))
+    save_figure(figure, path, "jpeg")
 
 
 def _training_column(axes: Any, item: tuple[Sample, NDArray[np.bool_], NDArray[np.bool_]] | None) -> None:
@@ -170,13 +167,13 @@ def _curves(axes: Any, history: Sequence[Mapping[str, float]], weights: NDArray[
         axes[3].tick_params(labelsize=7)
 
 
-def _image(axis: Axes, image: NDArray[np.float32], title: str) -> None:
+def _image(axis: "Axes", image: NDArray[np.float32], title: str) -> None:
     low, high = np.quantile(image, [0.01, 0.999])
     axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-3))
     axis.set_title(title, fontsize=7)
 
 
-def _outline(axis: Axes, mask: NDArray[np.bool_], colour: str, label: str, style: str = "-") -> None:
+def _outline(axis: "Axes", mask: NDArray[np.bool_], colour: str, label: str, style: str = "-") -> None:
     """Draw the pixel borders of a mask (contour lines would cut through the few pixels of a small target)."""
     padded = np.pad(mask, 1).astype(np.int8)
     segments = []

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from bilevel.checkpoint import load_checkpoint, write_atomically
 from bilevel.events import StopBetweenSteps
@@ -240,6 +239,8 @@ def learned_weights(experiment: Experiment) -> dict[str, float | None] | None:
     IoU of its final pseudo-mask, over training images with targets: weights that find good labels have a positive one.
     It is None without true masks, or if all weights are equal.
     """
+    from scipy.stats import spearmanr
+
     if not any(p.requires_grad for p in experiment.weights.parameters()):
         return None
     images = torch.from_numpy(experiment.training).to(experiment.device)

@@ -19,7 +19,7 @@ LAYERS = {
         ["__init__"],
     ],
     "istd": [
-        ["regions", "losses", "descriptors", "precision", "threads"],
+        ["regions", "losses", "descriptors", "precision", "threads", "figures"],
         ["data"],
         ["metrics", "students", "labels", "clusters"],
         ["predict", "teacher"],

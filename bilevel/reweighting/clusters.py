@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from bilevel.checkpoint import write_atomically
@@ -99,6 +96,8 @@ class Clusters:
 
     def save(self, path: Path | str) -> None:
         """Write to an HDF5 file, atomically."""
+        import h5py
+
         buffer = io.BytesIO()
         with h5py.File(buffer, "w") as file:
             for name in FIELDS:
@@ -112,6 +111,8 @@ class Clusters:
         Raises:
             ValueError: if the file holds no clusters.
         """
+        import h5py
+
         with h5py.File(path, "r") as file:
             missing = [name for name in FIELDS if name not in file]
             if missing:
@@ -129,6 +130,9 @@ def choose_k(
 
     Source: Rousseeuw (1987).
     """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
     x = as_matrix(features)
     rng = np.random.default_rng(seed)
     x = x[rng.choice(len(x), min(sample, len(x)), replace=False)]
@@ -144,6 +148,8 @@ def choose_k(
 
 
 def _k_means(z: NDArray[np.float64], k: int, seed: int) -> NDArray[np.float64]:
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
     if len(z) > LARGE:
         fitted = MiniBatchKMeans(k, n_init=3, batch_size=4096, random_state=seed).fit(z)
     else:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +58,8 @@ def save_features(path: Path | str, features: ArrayLike | Tensor, names: Sequenc
     Raises:
         ValueError: if `features` is not a finite matrix, or `names` has another length.
     """
+    import h5py
+
     x = as_matrix(features)
     if names is not None and len(names) != len(x):
         raise ValueError(f"`names` has {len(names)} entries for {len(x)} rows of `features`.")
@@ -80,6 +81,8 @@ def load_features(path: Path | str, names: Sequence[str] | None = None) -> NDArr
     Raises:
         ValueError: if the file holds no features, or lacks one of `names`; the message names it.
     """
+    import h5py
+
     with h5py.File(path, "r") as file:
         if "features" not in file:
             raise ValueError(f"{path} holds no `features`.")

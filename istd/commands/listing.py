@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from istd.methods import METHODS
 from istd.students import STUDENTS, create_student, stages_of
@@ -50,6 +49,8 @@ def methods() -> list[dict[str, Any]]:
 
 def students() -> list[dict[str, Any]]:
     """Name, title, parameters, GFLOPs (two per multiply-add) at 1 x C x 256 x 256, stages as (channels, stride)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     rows = []
     for name in STUDENTS:
         # Shapes alone are counted: on the meta device nothing is computed.

@@ -189,7 +189,9 @@ def test_shared_parameters_follow_the_direct_gradient_of_the_outer_loss():
     assert torch.allclose(model.weight.detach(), before - 0.5 * gradient, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["gauss_newton", Unrolled(bilevel.sgd(0.1)), "identity"], ids=str)
+@pytest.mark.parametrize(
+    "method", ["gauss_newton", Unrolled(bilevel.sgd(0.1)), "identity"], ids=["rank-one", "unrolled", "identity"]
+)
 def test_shared_parameters_move_without_learned_weights_too(method):
     """With uniform weights the outer step is a plain step on the outer loss, where the method evaluates it."""
     torch.manual_seed(0)
