@@ -1,64 +1,106 @@
-"""Reading images and masks from disk, with errors that name the file."""
+"""Reading images from disk, with errors that name the file. Nothing but the formats listed here is ever decoded."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffTags
+
+from istd.data.files import regular_file
+from istd.data.sensor import SENSOR, SensorRange
 
 MIN_SIDE = 16  # the stride of the deepest student stage
+MAX_PIXELS = 2**26  # 8192 x 8192: above any infrared sensor, below what a crafted header could make us allocate
+FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO", "TIFF")
+"""Decoders that a file is offered to. Pillow's full list holds one that starts an interpreter (PostScript)."""
+EXTENSIONS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
+_STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
 
 
-def read_image(path: Path) -> NDArray[np.float32]:
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open and decode one picture, turned as its EXIF orientation says.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is no regular file, in another format (whatever its name ends in), larger
+            than 8192 x 8192 pixels, truncated, or holds several pages.
+    """
+    regular_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns of (large images, odd EXIF) is checked here
+            with Image.open(path, formats=FORMATS) as image:
+                _check_header(image, path)
+                image.load()
+                turned = ImageOps.exif_transpose(image)
+    except _Refused as refusal:
+        raise ValueError(str(refusal)) from None
+    except Exception as error:  # decoders of broken files raise some twenty kinds, from SyntaxError to struct.error
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as an image ({reason}); PNG, BMP, JPEG and TIFF are read.") from None
+    yield turned
+
+
+class _Refused(Exception):
+    """A picture that Pillow would open, but that is not what it should be."""
+
+
+def _check_header(image: Image.Image, path: Path) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _Refused(
+            f"{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; cut it into several images."
+        )
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format not in ("JPEG", "MPO"):  # the further pictures of a JPEG are previews
+        raise _Refused(f"{path} holds {pages} pages, of which a single one could be read; save each as a file.")
+    if image.format == "TIFF":
+        size = path.stat().st_size
+        for offsets, counts in _STRIPS:
+            tags = getattr(image, "tag_v2", {})
+            for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
+                if offset + count > size:
+                    name = TiffTags.lookup(offsets).name
+                    raise _Refused(f"{path} is truncated: {name} points beyond its {size} bytes; copy the file again.")
+
+
+def read_raw(path: Path) -> NDArray[np.generic]:
+    """The values of an image as `(H, W)`: uint8, or what a deeper file holds.
+
+    8-bit grey, RGB, RGBA and palette images are reduced to luminance (alpha is dropped).
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_picture`; also for a side below 16 pixels.
+    """
+    with open_picture(path) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            raw = np.asarray(image)
+        else:
+            rgb = image.convert("RGBA").convert("RGB") if image.mode in ("P", "PA") else image
+            raw = np.asarray(rgb.convert("L"))
+    if min(raw.shape) < MIN_SIDE:
+        raise ValueError(f"{path} has {raw.shape[1]}x{raw.shape[0]} pixels; every side must have at least {MIN_SIDE}.")
+    return raw
+
+
+def read_image(path: Path, sensor: SensorRange | None = None) -> NDArray[np.float32]:
     """Read an infrared image as `(H, W)` float32 in [0, 1].
 
-    8-bit grey, RGB, RGBA and palette images are reduced to luminance and divided by 255 (alpha is dropped). 16- and
-    32-bit images, whose meaningful range differs from sensor to sensor, are stretched from their own minimum and
-    maximum.
+    Args:
+        path: a PNG, BMP, JPEG or TIFF file.
+        sensor: how raw values become intensities; None is `SensorRange()`: 8-bit images are divided by 255, deeper
+            ones find a robust range of their own.
 
     Raises:
-        ValueError: if the file is no image, has a side below 16 pixels or holds a value that is not finite.
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is no image, has a side below 16 pixels, holds a value that is not finite, or
+            lies outside of the sensor's fixed range.
     """
+    raw = read_raw(path)
     try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                raw = np.asarray(image, dtype=np.float32)
-                low, high = float(raw.min()), float(raw.max())
-                if not np.isfinite(low + high):
-                    raise ValueError(f"{path} holds values that are not finite.")
-                pixels = (raw - low) / (high - low) if high > low else np.zeros_like(raw)
-            else:
-                rgb = image.convert("RGBA").convert("RGB") if image.mode in ("P", "PA") else image
-                pixels = np.asarray(rgb.convert("L"), dtype=np.float32) / 255.0
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}).") from None
-    if min(pixels.shape) < MIN_SIDE:
-        raise ValueError(
-            f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels; every side must have at least {MIN_SIDE}."
-        )
-    return pixels
-
-
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read a binary mask as `(H, W)` bool; the first channel counts, palettes are resolved.
-
-    Raises:
-        ValueError: if the file is no image or holds more than two levels (0 and one other).
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            values = np.asarray(image.convert("RGB") if image.mode in ("P", "PA", "1") else image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}).") from None
-    if values.ndim == 3:
-        values = values[..., 0]
-    levels = np.unique(values)
-    if len(levels[levels != 0]) > 1:
-        shown = ", ".join(str(v) for v in levels[:6])
-        raise ValueError(
-            f"{path} is not a binary mask: it holds {len(levels)} levels ({shown}, ...) where 0 and one other are "
-            "allowed; was it saved as JPEG or resized with interpolation? Threshold it and save it as PNG."
-        )
-    return np.asarray(values != 0)
+        return (sensor or SENSOR)(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None

@@ -1,12 +1,8 @@
-"""Point labels: one pixel per target, synthesised from masks or read from the files that users have.
+"""Point labels: one pixel per target, and how it is synthesised from a mask.
 
 Points are `(n, 2)` int64 arrays of (row, column). The two synthetic kinds are those of Ying et al. (LESPS, 2023):
 `centroid` is the floor of the region centroid, `coarse` adds Gaussian noise in proportion to the bounding box.
 """
-
-import csv
-import json
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,62 +67,3 @@ def check_points(points: Points, shape: tuple[int, int], name: str) -> Points:
             "(width x height); x counts columns and y rows, both from 0."
         )
     return points
-
-
-def read_points_csv(path: Path) -> dict[str, Points]:
-    """Read `image,x,y` rows (a header is required; x counts columns, y rows, from 0; fractions are floored).
-
-    Returns:
-        Image name without extension -> points. An image without targets may stand with empty x and y.
-
-    Raises:
-        ValueError: if a column is missing or a number does not parse, naming file and line.
-    """
-    found: dict[str, list[tuple[int, int]]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = {(c or "").strip().lower(): c for c in reader.fieldnames or ()}
-        missing = [c for c in ("image", "x", "y") if c not in columns]
-        if missing:
-            raise ValueError(f"{path}: no column {missing[0]!r}; the first line must read 'image,x,y'.")
-        for row in reader:
-            name = Path(row[columns["image"]].strip()).stem
-            x, y = (row[columns[c]] or "" for c in ("x", "y"))
-            points = found.setdefault(name, [])
-            if not x.strip() and not y.strip():
-                continue
-            try:
-                points.append((int(np.floor(float(y))), int(np.floor(float(x)))))
-            except (ValueError, OverflowError):
-                raise ValueError(f"{path}, line {reader.line_num}: x={x!r}, y={y!r} are not two numbers.") from None
-    return {name: np.array(p, dtype=np.int64).reshape(-1, 2) for name, p in found.items()}
-
-
-def read_points_coco(path: Path) -> dict[str, Points]:
-    """Read COCO JSON: a point is an annotation's first keypoint, else the centre of its `bbox` [x, y, w, h].
-
-    Returns:
-        Image name without extension -> points, with an empty entry for images without annotations.
-
-    Raises:
-        ValueError: if the file is not COCO JSON or an annotation has neither keypoint nor box.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-        annotations = content["annotations"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not COCO JSON ({error!r}); it needs 'images' and 'annotations'.") from None
-    found: dict[str, list[tuple[int, int]]] = {name: [] for name in names.values()}
-    for annotation in annotations:
-        if annotation.get("image_id") not in names:
-            raise ValueError(f"{path}: annotation of unknown image_id {annotation.get('image_id')!r}.")
-        if annotation.get("keypoints"):
-            x, y = annotation["keypoints"][:2]
-        elif annotation.get("bbox"):
-            left, top, width, height = annotation["bbox"]
-            x, y = left + (width - 1) / 2, top + (height - 1) / 2
-        else:
-            raise ValueError(f"{path}: annotation {annotation.get('id')!r} has neither 'keypoints' nor 'bbox'.")
-        found[names[annotation["image_id"]]].append((int(np.floor(y)), int(np.floor(x))))
-    return {name: np.array(p, dtype=np.int64).reshape(-1, 2) for name, p in found.items()}

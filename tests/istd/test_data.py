@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from istd.data.crops import Augmentation, CropLoader, Normalisation
-from istd.data.images import read_image, read_mask
+from istd.data.images import read_image
 from istd.data.layouts import Sample, load_folder
-from istd.data.points import centroid_points, coarse_points, jittered_points, read_points_coco, read_points_csv
+from istd.data.masks import read_mask
+from istd.data.points import centroid_points, coarse_points, jittered_points
 from istd.data.scenes import synthetic_dataset
 
 
@@ -246,7 +247,7 @@ def break_one_pixel(f):
         (break_point_size, "both must have the same size"),
         (break_one_mask, "1 of the 3 images in the 'train' split .* have no mask, first 'im1'"),
         (break_mask_size, r"'im1' is 48x40.*48x41"),
-        (break_mask_levels, "not a binary mask"),
+        (break_mask_levels, "is not a mask: 91 % of its pixels lie between"),
         (break_empty_split, "'val' split .* is empty"),
         (break_two_splits, "'im2' stands in both 'train' and 'val'"),
         (break_unknown_name, "names 'nobody'"),
@@ -268,6 +269,7 @@ def test_missing_folders_are_named(folder, tmp_path_factory):
     with pytest.raises(FileNotFoundError, match="not a folder"):
         load_folder(folder / "nowhere")
     without_point_masks(folder)
+    shutil.rmtree(folder / "labels")
     with pytest.raises(FileNotFoundError, match=r"points\.csv"):
         load_folder(folder)
     with pytest.raises(FileNotFoundError, match="no images folder"):
@@ -283,7 +285,8 @@ def test_image_kinds(tmp_path):
     expected = grey.astype(np.float32) / 255
     for name in ("l", "rgba", "p"):
         assert np.allclose(read_image(tmp_path / f"{name}.png"), expected, atol=1.01 / 255), name
-    assert np.allclose(read_image(tmp_path / "i16.png"), grey / 255, atol=1e-5)
+    # Deeper frames find their own range; the single darkest and brightest pixels count as their neighbours 1 and 254.
+    assert np.allclose(read_image(tmp_path / "i16.png"), np.clip((grey - 1.0) / 253, 0, 1), atol=1e-6)
     assert read_image(tmp_path / "i16.png").dtype == np.float32
 
 
@@ -310,15 +313,20 @@ def test_centroid_and_coarse_points():
     assert np.linalg.norm(moved[1] - 15) == pytest.approx(3, abs=0.8)  # rounding to pixels
 
 
-def test_point_files_are_read_alike(tmp_path):
-    (tmp_path / "a.csv").write_text("\ufeffImage, X ,Y\na.png,3,4\na.png,5,6\n".replace(" ", ""), encoding="utf-8")
+def test_point_files_are_read_alike(folder):
+    without_point_masks(folder)
+    others = "".join(f"{n},,\n" for n in NAMES[1:])
+    text = "\ufeffImage, X ,Y\nim0.png,3,4\nim0.png,5,6\n".replace(" ", "") + others
+    (folder / "points.csv").write_text(text, encoding="utf-8")
     content = {
-        "images": [{"id": 1, "file_name": "a.png"}],
+        "images": [{"id": i, "file_name": f"{n}.png"} for i, n in enumerate(NAMES, 1)],
         "annotations": [{"id": i, "image_id": 1, "bbox": [x, y, 1, 1]} for i, (x, y) in enumerate([(3, 4), (5, 6)])],
     }
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    csv, coco = read_points_csv(tmp_path / "a.csv"), read_points_coco(tmp_path / "a.json")
-    assert csv["a"].tolist() == coco["a"].tolist() == [[4, 3], [6, 5]]
+    (folder / "points.json").write_text(json.dumps(content))
+    for form in ("csv", "coco"):
+        data = load_folder(folder, form)
+        assert data.train[0].points.tolist() == [[4, 3], [6, 5]]
+        assert all(len(s.points) == 0 for s in data.samples[1:])
 
 
 def loader(samples, **changes):
