@@ -30,17 +30,45 @@ class ChannelAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """`sigmoid(conv7x7([mean over channels, maximum over channels]))`, `(B, c, H, W) -> (B, 1, H, W)`.
 
+    Args:
+        maximum_first: stack the maximum before the mean.
+        bias: give the convolution a bias.
+
     Source: Woo et al. (CBAM, ECCV 2018), equation 3.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, maximum_first: bool = False, bias: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=bias)
+        self.maximum_first = maximum_first
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate of every pixel."""
-        out: Tensor = self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
+        pair = [x.mean(1, keepdim=True), x.amax(1, keepdim=True)]
+        out: Tensor = self.conv(torch.cat(pair[::-1] if self.maximum_first else pair, dim=1))
         return out.sigmoid()
+
+
+class SqueezeExcitation(nn.Module):
+    """`x * sigmoid(W2 relu(W1 mean(x)))`, the mean over pixels, `(B, c, H, W) -> (B, c, H, W)`.
+
+    Source: Hu et al. (CVPR 2018), equations 2 to 4, without biases.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.gate = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale every channel."""
+        out: Tensor = x * self.gate(x.mean((2, 3)))[..., None, None]
+        return out
 
 
 def modulation_gate(channels: int, pool: bool, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Sequential:

@@ -29,6 +29,14 @@ STAGES: dict[str, dict[str, str | int]] = {
     "alcnet": ALCNET,
     "alcnet-lesps": ALCNET,
     "dna": {"conv0_0": 0, "conv1_0": 1, "conv2_0": 2, "conv4_0": 4, "conv1_3": "nodes.1_3", "conv0_4_final": "fuse"},
+    "ggl": {
+        "stage.layer1": "stem",
+        "stage.Res1": 0,
+        "stage.Res2": 1,
+        "stage.Res3": 2,
+        "stage.Res5": 4,
+        "sbam3": "top_down.1",
+    },
     "mlcl": {"stage.resnet1_3": 0, "stage.resnet2_3": 1, "stage.resnet3_3": 2, "mlcl3": "contrast.0"},
     "msh": {
         "conv_init": "stem",
@@ -67,7 +75,6 @@ MAPS: dict[str, dict[str, str | int]] = {
 # Networks that are not the published ones yet.
 PENDING = {
     "agpc",
-    "ggl",
     "gsfa",
     "isnet",
     "msda",
