@@ -10,12 +10,19 @@ from torch import nn
 
 from bilevel.checkpoint import write_atomically
 from istd.data.crops import Normalisation
+from istd.data.sensor import SENSOR, SensorRange
 from istd.predict import StudentPredictor
 from istd.students import create_student
 
 
 def save_student(
-    path: Path, student: nn.Module, name: str, width: float, normalisation: Normalisation, **facts: object
+    path: Path,
+    student: nn.Module,
+    name: str,
+    width: float,
+    normalisation: Normalisation,
+    sensor: SensorRange = SENSOR,
+    **facts: object,
 ) -> None:
     """Write a student atomically.
 
@@ -25,11 +32,13 @@ def save_student(
         name: its registry name.
         width: its width factor.
         normalisation: the constants of its training.
+        sensor: how the images of its training became intensities (`Dataset.sensor`).
         **facts: further JSON data for the metadata (method, seed, dataset).
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     about = {"student": name, "width": width, "mean": normalisation.mean, "std": normalisation.std}
-    about |= {"per_image": normalisation.per_image, "channels": normalisation.channels, **facts}
+    about |= {"per_image": normalisation.per_image, "channels": normalisation.channels, "sensor": sensor.to_dict()}
+    about |= facts
     content = save(tensors, metadata={"istd": json.dumps(about)})
     write_atomically(path, lambda file: file.write(content))
 
@@ -65,5 +74,6 @@ def load_student(path: Path | str, device: torch.device | str = "cpu") -> Studen
         student.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is no student written by this library ({type(error).__name__}: {error}).") from error
+    sensor = SensorRange.from_dict(about.get("sensor", {}))
     constants = (about["mean"], about["std"], about["per_image"], about.get("channels", "repeat"))
-    return StudentPredictor(student, Normalisation(*constants), device)
+    return StudentPredictor(student, Normalisation(*constants), device, sensor)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.data.crops import Normalisation
+from istd.data.sensor import SENSOR, SensorRange
 from istd.students import inference_form, repeat_channels, stages_of
 
 
@@ -55,11 +56,19 @@ class StudentPredictor:
         student: a network of `istd.students`.
         normalisation: the constants of its training.
         device: where to run.
+        sensor: how the images of its training became intensities: `read_image(path, predictor.sensor)` reads new ones
+        alike.
     """
 
-    def __init__(self, student: nn.Module, normalisation: Normalisation, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        normalisation: Normalisation,
+        device: torch.device | str = "cpu",
+        sensor: SensorRange = SENSOR,
+    ) -> None:
         self.student: Any = inference_form(student).to(device)
-        self.normalisation, self.device = normalisation, device
+        self.normalisation, self.device, self.sensor = normalisation, device, sensor
         self.stride = max(stage.stride for stage in stages_of(student))
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:

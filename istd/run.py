@@ -20,7 +20,7 @@ from bilevel.checkpoint import load_checkpoint, write_atomically
 from bilevel.events import StopBetweenSteps
 from bilevel.reweighting import TableWeights
 from istd.config import Config, departures
-from istd.data.layouts import Dataset, Sample
+from istd.data.layouts import Dataset, Sample, positions_by_set
 from istd.experiment import Experiment
 from istd.export import save_student
 from istd.metrics import evaluate_by_characteristic, evaluate_masks
@@ -84,7 +84,8 @@ def run(
     metrics = evaluate(experiment, progress) | {"seconds": round(clock.elapsed(), 1)}
     student = getattr(experiment.averaging.module, "student", experiment.averaging.module)
     facts = {key: metrics[key] for key in ("method", "seed", "dataset", "preset")}
-    save_student(out / "student.safetensors", student, config.student, config.width, experiment.normalisation, **facts)
+    path, sensor = out / "student.safetensors", dataset.sensor
+    save_student(path, student, config.student, config.width, experiment.normalisation, sensor, **facts)
     write_report(experiment, metrics, out / "report.png")
     write_json(out / "metrics.json", metrics)
     log.info("\n%s", summary_table(metrics))
@@ -125,12 +126,15 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
     labels = experiment.labels
     return {
         "dataset": dataset.name,
+        "provenance": dataset.provenance,
+        "sensor": dataset.sensor.to_dict(),
         "split": f"train {len(dataset.train)} / val {len(dataset.val)} / test {len(dataset.test)}",
         "n_images": len(dataset.test),
         "n_targets": sum(len(s.points) for s in dataset.test),
         "method": config.method,
         "student": _block(scored, student),
         "student_by_kind": _kinds(scored, student),
+        "student_by_set": _sets(scored, student),
         "teacher": None if teacher is None else _block(scored, teacher),
         "pseudo_masks": {
             "initial": _mask_block(experiment.samples, labels.start),
@@ -160,6 +164,8 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
 def summary_table(metrics: Metrics, beside: Sequence[Metrics] = ()) -> str:
     """The table of one run, with further runs on the same data beside it."""
     rows = {_row_name(metrics, "student"): metrics["student"], _row_name(metrics, "teacher"): metrics["teacher"]}
+    for name, block in (metrics.get("student_by_set") or {}).items():
+        rows[f"  {name} by itself"] = block
     for other in beside:
         rows[_row_name(other, "student")] = other["student"]
     rows["pseudo-masks, initial (train+val)"] = metrics["pseudo_masks"]["initial"]
@@ -221,6 +227,16 @@ def _mask_block(samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]]) -
             return None
         pairs.append((mask, truth))
     return evaluate_masks(pairs) if pairs else None
+
+
+def _sets(
+    samples: Sequence[Sample], predictions: Sequence[NDArray[np.float32]]
+) -> dict[str, dict[str, float] | None] | None:
+    """Scores of each set by itself, where several were joined."""
+    parts = positions_by_set(samples)
+    if len(parts) < 2:
+        return None
+    return {name: _block([samples[i] for i in at], [predictions[i] for i in at]) for name, at in parts.items()}
 
 
 def _kinds(samples: Sequence[Sample], predictions: Sequence[NDArray[np.float32]]) -> dict[str, dict[str, float]] | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from istd.commands.common import add_data_flags, add_device_flags, resolve_device
+from istd.commands.common import add_device_flags, resolve_device
+from istd.commands.sets import add_data_flags
 from istd.commands.train import dataset_of
 from istd.config import PRESETS, Config, shortened
 from istd.flags import add_config_flags, config_from, given_flags, read_config

@@ -1,8 +1,10 @@
 """Flags that several subcommands share."""
 
 import argparse
+import csv
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +17,6 @@ from bilevel.checkpoint import write_atomically
 from istd.export import load_student
 from istd.predict import StudentPredictor
 from istd.threads import use_threads
-
-
-def add_data_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    """Add `--data` and `--points`."""
-    parser.add_argument(
-        "--data", type=Path, required=required, help="dataset folder (images/, points, optional masks, mode/*.txt)"
-    )
-    parser.add_argument("--points", default="auto", help="point labels: auto, centroid, coarse, csv or coco")
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +67,15 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
     """Write a mask atomically, as a PNG with 0 and 255."""
     picture = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     write_atomically(path, partial(picture.save, format="PNG"))
+
+
+def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file atomically; names that hold commas or quotes are quoted."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def masks_kept(args: argparse.Namespace) -> str:

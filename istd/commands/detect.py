@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from bilevel.checkpoint import write_atomically
 from istd.commands.common import (
     add_device_flags,
     add_mask_flags,
@@ -18,6 +17,7 @@ from istd.commands.common import (
     masks_kept,
     refuse_overwriting,
     write_mask,
+    write_table,
 )
 from istd.data.images import read_image
 from istd.data.layouts import Sample, find_images
@@ -51,22 +51,21 @@ def detect(args: argparse.Namespace) -> None:
     predictor, images = load_student_of(args), find_images(args.images)
     refuse_overwriting(args, images)
     shown = evenly(len(images), PANELS)
-    lines, samples, masks = ["image,x,y,area,probability"], [], []
+    rows, samples, masks = [], [], []
     for i, (name, file) in enumerate(tqdm(images.items(), "images", unit="image", disable=args.quiet)):
-        image = read_image(file)
+        image = read_image(file, predictor.sensor)
         probabilities = predictor(image)
         mask = probabilities > args.threshold
         write_mask(args.out / f"{name}.png", mask)
         found = detections(probabilities, mask)
-        lines += [f"{name},{x:.1f},{y:.1f},{area:.0f},{p:.3f}" for x, y, area, p in found]
+        rows += [(name, f"{x:.1f}", f"{y:.1f}", f"{area:.0f}", f"{p:.3f}") for x, y, area, p in found]
         if i in shown:
             samples.append(Sample(name, image, np.rint(found[:, 1::-1]).astype(np.int64)))
             masks.append(mask)
-    text = "\n".join(lines) + "\n"
-    write_atomically(args.out / "detections.csv", lambda file: file.write(text.encode()))
+    write_table(args.out / "detections.csv", ("image", "x", "y", "area", "probability"), rows)
     draw_masks(args.out / "overview.jpg", samples, masks)
     print(
-        f"{len(lines) - 1} detections in {len(images)} images: masks, detections.csv and overview.jpg (some of them) "
+        f"{len(rows)} detections in {len(images)} images: masks, detections.csv and overview.jpg (some of them) "
         f"are in {args.out}/."
     )
 

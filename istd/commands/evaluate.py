@@ -1,17 +1,24 @@
-"""`istd evaluate`: score a trained student on a split with true masks."""
+"""`istd evaluate`: score a trained student on images with true masks."""
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bilevel.checkpoint import write_atomically
-from istd.commands.common import add_data_flags, add_device_flags, add_student_flags, load_student_of
-from istd.data.layouts import SPLITS, load_folder
+from istd.commands.common import add_device_flags, add_student_flags, load_student_of
+from istd.commands.sets import add_folder_flag
+from istd.data.layouts import Dataset, Sample, join, load_split, positions_by_set
 from istd.metrics import HolisticScore, OperatingCurve, evaluate_by_characteristic, evaluate_masks
+from istd.predict import StudentPredictor
 from istd.report import draw_curve, format_table
+
+Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
 def add(subparsers: Any) -> None:
@@ -19,12 +26,18 @@ def add(subparsers: Any) -> None:
     p = subparsers.add_parser(
         "evaluate",
         help="score a trained student",
-        description="Score a trained student on a split with true masks: IoU, nIoU, Pd, Fa at a threshold, overall "
-        "and by kind of image (salient, filamentary, faint, camouflaged), and Pd and Fa over all thresholds.",
+        description="Score a trained student on images with true masks, read as those of its training: IoU, nIoU, Pd, "
+        "Fa at a threshold, overall, by set where there are several, by kind of image (salient, filamentary, faint, "
+        "camouflaged), and Pd and Fa over all thresholds. No points are needed.",
     )
     add_student_flags(p)
-    add_data_flags(p, required=True)
-    p.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    add_folder_flag(p, required=True)
+    p.add_argument(
+        "--split",
+        default="test",
+        metavar="NAME",
+        help="train, val, test, all, or any list in the folder (test_no_neardup, idx_320/test) [test]",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     p.add_argument("--curve", type=Path, metavar="FILE", help="draw Pd over Fa here (PNG)")
     add_device_flags(p)
@@ -35,32 +48,59 @@ def evaluate(args: argparse.Namespace) -> None:
     """Predict every image, score, print, and write what was asked for.
 
     Raises:
-        ValueError: for a threshold outside (0, 1), or an image without a true mask.
+        FileNotFoundError: if there is no student, or no images.
+        ValueError: for a threshold outside (0, 1), an unknown split, or an image without a true mask.
     """
     predictor = load_student_of(args)
-    samples = getattr(load_folder(args.data, args.points), args.split)
-    curve, holistic, pairs = OperatingCurve(), HolisticScore(), []
-    for sample in tqdm(samples, args.split, unit="image", disable=args.quiet):
-        truth = sample.truth()
-        if truth is None:
-            raise ValueError(f"Image {sample.name!r} has no true mask, so there is nothing to score it against.")
-        probabilities = predictor(sample.image)
-        pairs.append((probabilities > args.threshold, truth))
-        curve.update(probabilities, truth)
-        holistic.update(probabilities, truth)
+    data = join([load_split(root, args.split, sensor=predictor.sensor) for root in args.data])
+    samples = data.test
+    bare = next((s.name for s in samples if s.mask_source is None), None)
+    if bare is not None:
+        raise ValueError(f"Image {bare!r} has no true mask, so there is nothing to score it against.")
+    for origin in data.origins:
+        print(f"{origin.set_name}: {origin.test}; masks {origin.masks}")
+    pairs, curve, holistic = _predict(predictor, samples, args)
     scores = evaluate_masks(pairs)
     kinds = evaluate_by_characteristic((p, t, s.image) for (p, t), s in zip(pairs, samples, strict=True))
-    points = curve.compute()
-    rows = {f"  {name} ({kinds[name]['n_images']} images)": kinds[name] for name in kinds}
-    print(format_table({str(args.student): scores, **rows}, f"{args.data.name}, {args.split}: {len(samples)} images"))
+    sets = _by_set(samples, pairs)
+    rows = {f"  {name} ({block['n_images']} images)": block for name, block in (sets | kinds).items()}
+    print(format_table({str(args.student): scores, **rows}, f"{data.name}, {args.split}: {len(samples)} images"))
     whole = holistic.compute()
     print(
         f"over all thresholds: {100 * whole['score']:.1f} % (pixels {100 * whole['pixels']:.1f}, targets "
         f"{100 * whole['targets']:.1f}; a score of ours, see istd.metrics.HolisticScore)"
     )
+    points = curve.compute()
     if args.json:
-        facts = {"student": str(args.student), "split": args.split, "threshold": args.threshold}
-        content = json.dumps({**facts, **scores, "kinds": kinds, "holistic": whole, "curve": points}, indent=2) + "\n"
-        write_atomically(args.json, lambda file: file.write(content.encode()))
+        content = _facts(args, data) | scores | {"sets": sets, "kinds": kinds, "holistic": whole, "curve": points}
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(args.json, lambda file: file.write(text.encode()))
     if args.curve:
         draw_curve(args.curve, {args.student.stem: points})
+
+
+def _predict(
+    predictor: StudentPredictor, samples: Sequence[Sample], args: argparse.Namespace
+) -> tuple[list[Pair], OperatingCurve, HolisticScore]:
+    curve, holistic, pairs = OperatingCurve(), HolisticScore(), []
+    for sample in tqdm(samples, args.split, unit="image", disable=args.quiet):
+        truth = sample.truth()
+        assert truth is not None
+        probabilities = predictor(sample.image)
+        pairs.append((probabilities > args.threshold, truth))
+        curve.update(probabilities, truth)
+        holistic.update(probabilities, truth)
+    return pairs, curve, holistic
+
+
+def _by_set(samples: Sequence[Sample], pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
+    """Scores of each set, where there are several."""
+    parts = positions_by_set(samples)
+    if len(parts) < 2:
+        return {}
+    return {name: evaluate_masks([pairs[i] for i in at]) | {"n_images": len(at)} for name, at in parts.items()}
+
+
+def _facts(args: argparse.Namespace, data: Dataset) -> dict[str, Any]:
+    facts = {"student": str(args.student), "split": args.split, "threshold": args.threshold}
+    return facts | {"provenance": data.provenance, "sensor": data.sensor.to_dict()}

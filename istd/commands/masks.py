@@ -5,9 +5,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bilevel.checkpoint import write_atomically
-from istd.commands.common import add_data_flags, add_mask_flags, masks_kept, refuse_overwriting, write_mask
-from istd.data.layouts import load_samples
+from istd.commands.common import add_mask_flags, masks_kept, refuse_overwriting, write_mask, write_table
+from istd.commands.sets import add_data_flags, announce, sensor_of
+from istd.data.layouts import load_split
 from istd.labels import INITIAL_MASKS
 from istd.metrics import evaluate_masks
 from istd.report import draw_masks, format_table
@@ -21,7 +21,7 @@ def add(subparsers: Any) -> None:
         description="Draw a mask around every point label of a folder: NAME.png with 0 and 255 for every image, a list "
         "of the points that need a look, and a picture of some.",
     )
-    add_data_flags(p, required=True)
+    add_data_flags(p, required=True, split=False)
     add_mask_flags(p)
     p.add_argument("--rule", choices=list(INITIAL_MASKS), default="half-maximum", help="default: half-maximum")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -32,22 +32,26 @@ def masks(args: argparse.Namespace) -> None:
     """Draw, write, and say which points the rule could not trust.
 
     Raises:
+        ValueError: for several folders.
         FileExistsError: if a picture would be overwritten and `--overwrite` was not given.
     """
-    samples, rule = load_samples(args.data, args.points), INITIAL_MASKS[args.rule]
+    if len(args.data) > 1:
+        raise ValueError("`istd masks` draws into one folder, so `--data` must be one; run it once for each.")
+    dataset, rule = load_split(args.data[0], "all", args.points, sensor=sensor_of(args)), INITIAL_MASKS[args.rule]
+    announce(dataset)
+    samples = dataset.test
     refuse_overwriting(args, [s.name for s in samples])
-    doubtful, drawn = ["image,x,y"], []
+    doubtful, drawn = [], []
     for sample in tqdm(samples, "masks", unit="image", disable=args.quiet):
         found = rule(sample.image, sample.points)
         drawn.append(found.mask)
         write_mask(args.out / f"{sample.name}.png", found.mask)
-        doubtful += [f"{sample.name},{col},{row}" for row, col in sample.points[~found.reliable].tolist()]
-    text = "\n".join(doubtful) + "\n"
-    write_atomically(args.out / "doubtful.csv", lambda file: file.write(text.encode()))
+        doubtful += [(sample.name, col, row) for row, col in sample.points[~found.reliable].tolist()]
+    write_table(args.out / "doubtful.csv", ("image", "x", "y"), doubtful)
     draw_masks(args.out / "overview.jpg", samples, drawn)
     points = sum(len(s.points) for s in samples)
     print(
-        f"{len(samples)} masks of {points} points in {args.out}/ by the rule {args.rule!r}; {len(doubtful) - 1} points "
+        f"{len(samples)} masks of {points} points in {args.out}/ by the rule {args.rule!r}; {len(doubtful)} points "
         "are doubtful (doubtful.csv): look at those first. overview.jpg shows some."
     )
     known = [(m, truth) for m, s in zip(drawn, samples, strict=True) if (truth := s.truth()) is not None]

@@ -7,8 +7,8 @@ from typing import Any
 from safetensors.torch import save
 
 from bilevel.checkpoint import write_atomically
-from istd.commands.common import add_data_flags, add_device_flags, resolve_device
-from istd.data.layouts import load_folder
+from istd.commands.common import add_device_flags, resolve_device
+from istd.commands.sets import add_data_flags, read_sets
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.teacher.pretraining import Pretraining, pretrain
 
@@ -22,6 +22,7 @@ def add(subparsers: Any) -> None:
         "among them. The file it writes is used by istd train --vfm NAME --vfm-weights FILE. No label is read.",
     )
     add_data_flags(p)
+    p.set_defaults(points="none")  # no label is read
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights to write (.safetensors)")
     p.add_argument("--vfm", default="vit_tiny_patch16_224", help="timm name of the ViT [vit_tiny_patch16_224]")
     p.add_argument("--scenes", type=int, default=64, help="rendered scenes to mix in [64]")
@@ -45,7 +46,7 @@ def pretrain_command(args: argparse.Namespace) -> None:
     scenes = synthetic_dataset(train=max(args.scenes, 0), val=4, test=1, config=SceneConfig(), seed=args.seed)
     images, held_out = [s.image for s in scenes.train], [s.image for s in scenes.val]
     if args.data is not None:
-        dataset = load_folder(args.data, args.points)
+        dataset = read_sets(args)
         images += [s.image for s in dataset.train]
         held_out = [s.image for s in dataset.val]
     found = pretrain(args.vfm, images, held_out, recipe, device, not args.quiet)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from istd.commands.common import add_data_flags, add_device_flags, resolve_device
+from istd.commands.common import add_device_flags, resolve_device
+from istd.commands.sets import add_data_flags, read_sets
 from istd.config import Config
-from istd.data.layouts import Dataset, load_folder
+from istd.data.layouts import Dataset
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.flags import add_config_flags, config_from
 from istd.methods import METHODS
@@ -68,9 +69,9 @@ def kept(args: argparse.Namespace) -> str:
 
 
 def dataset_of(args: argparse.Namespace) -> Dataset:
-    """The folder of `--data`, or the scenes of the demonstration."""
+    """The folders of `--data`, or the scenes of the demonstration."""
     if args.data is not None:
-        return load_folder(args.data, args.points)
+        return read_sets(args)
     return synthetic_dataset(train=64, val=20, test=32, config=SceneConfig(), seed=0)
 
 

@@ -19,6 +19,7 @@ from istd.config import PRESETS, Config, configure, shortened
 from istd.data.crops import Normalisation
 from istd.data.layouts import load_samples
 from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.data.sensor import SensorRange
 from istd.experiment import Experiment
 from istd.export import save_student
 from istd.flags import config_from, descriptions, given_flags
@@ -131,7 +132,13 @@ def test_no_picture_is_overwritten_unasked(command, folder, tmp_path, capsys):
 
 
 def test_detections_are_the_components_of_the_masks_that_are_written(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("istd.commands.common.load_student", lambda path, device: lambda image: image)
+    class Echo:
+        sensor = SensorRange()
+
+        def __call__(self, image):
+            return image
+
+    monkeypatch.setattr("istd.commands.common.load_student", lambda path, device: Echo())
     flags = ["detect", "any", "--images", str(folder), "--out", str(tmp_path / "out"), "--quiet", "--threshold", "0.7"]
     assert main(flags) == 0
     samples = load_samples(folder)
