@@ -7,20 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from istd.students.norms import ChannelNorm
+
 EXPANSION = 2.66  # hidden channels of a feed-forward network, as a multiple of its input's
-
-
-class ChannelNorm(nn.Module):
-    """Layer normalisation over channels, pixel by pixel, `(B, c, H, W) -> (B, c, H, W)`."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise every pixel."""
-        out: Tensor = self.norm(x.movedim(1, -1))
-        return out.movedim(-1, 1)
 
 
 def _pointwise(channels: Sequence[int]) -> list[nn.Conv2d]:

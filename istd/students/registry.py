@@ -18,8 +18,8 @@ class StudentInfo:
         factory: width -> network.
         title: name, authors and year.
         published_parameters: number of parameters of the published network.
-        left_out: names, or prefixes up to a dot, of published tensors that do not influence any output in either mode
-            and that our form therefore lacks; a published checkpoint is read without them.
+        left_out: names, or prefixes up to a dot, of published tensors that our form lacks: those that influence no
+            output in either mode, and fixed filters. A published checkpoint is read without them.
     """
 
     factory: Callable[[float], Student]

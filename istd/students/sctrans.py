@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from istd.students.base import Output, Stage, Student
 from istd.students.blocks import conv_bn_relu, logit_layer, mean_layer, run_stages, scaled
-from istd.students.cross_transformer import ChannelNorm, CrossBlock
+from istd.students.cross_transformer import CrossBlock
+from istd.students.norms import ChannelNorm
 from istd.students.registry import STUDENTS, StudentInfo
 
 PATCHES = (16, 8, 4, 2)  # token size per scale: all scales meet on the grid of stride 16

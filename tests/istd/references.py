@@ -103,9 +103,9 @@ def as_ours(full: dict[str, Any]) -> dict[str, Any]:
     left_out = STUDENTS[full["student"]].left_out if full["student"] in STUDENTS else ()
     gone = [t for t in state if is_left_out(t.name, left_out)]
     out["kinds"] = "".join(LEFT_OUT if t in gone else t.kind for t in state)
-    out["left_out_parameters"] = sum(
-        math.prod(t.shape) for t in gone if not t.name.split(".")[-1].startswith("running_")
-    )
+    # Statistics are no parameters; fixed filters are where the publication counts parameters that are not trained.
+    uncounted = "mv" if full["trainable"] < full["parameters"] else "mvc"
+    out["left_out_parameters"] = sum(math.prod(t.shape) for t in gone if t.kind not in uncounted)
     for kind, key in (("m", "running_mean_sum_after"), ("v", "running_var_sum_after")):
         if key in out["train"]:
             unused = sum(float(value(kind, t.number, t.shape, 1.0).sum()) for t in gone if t.kind == kind)

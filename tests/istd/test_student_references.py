@@ -18,6 +18,13 @@ UIU = {"stage1": 0, "stage2": 1, "stage4": 3, "stage6": 5, "stage4d": "decoder.1
 STAGES: dict[str, dict[str, str | int]] = {
     "acm": ACM,
     "acm-lesps": ACM,
+    "agpc": {
+        "backbone.layer1": "encoder.0",
+        "backbone.layer2": 0,
+        "backbone.layer3": 1,
+        "context": "context",
+        "fuse12": "fuse.1",
+    },
     "alcl": {
         "stage.resnet1_3": 0,
         "stage.resnet2_3": 1,
@@ -37,7 +44,33 @@ STAGES: dict[str, dict[str, str | int]] = {
         "stage.Res5": 4,
         "sbam3": "top_down.1",
     },
+    "gsfa": {
+        "conv_init": "stem",
+        "encoder_0": 0,
+        "encoder_1": 1,
+        "middle_layer": 3,
+        "pool1": "pool.0",
+        "mla.reconstruct_1": "attention.rebuild.0",
+        "decoder_2": "decoder.0",
+        "decoder_1": "decoder.1",
+    },
+    "isnet": {
+        "layer1": 1,
+        "layer2": 2,
+        "layer3": 3,
+        "TTOA_low": "fuse.0",
+        "uplayer1": "decoder.1.1",
+        "myb1": "edge.0",
+    },
     "mlcl": {"stage.resnet1_3": 0, "stage.resnet2_3": 1, "stage.resnet3_3": 2, "mlcl3": "contrast.0"},
+    "msda": {
+        "stage.layer1": "encoder.0.enter.stem",
+        "stage.resnet1_2": "encoder.0.blocks.0",
+        "stage.resnet2_3": 1,
+        "stage.resnet5_3": "encoder.4.blocks.1",
+        "mlcl3": "lateral.2",
+        "sbam3": "up.1",
+    },
     "msh": {
         "conv_init": "stem",
         "encoder_0": 0,
@@ -57,6 +90,14 @@ STAGES: dict[str, dict[str, str | int]] = {
         "mtc.reconstruct_2": "restore.1",
         "up_decoder3": "decoder.1",
     },
+    "sfdt": {
+        "down_encoder1": 0,
+        "down_encoder2": 1,
+        "down_encoder4": 3,
+        "mid_layer": 4,
+        "decoder4": "decoder.0",
+        "fuse2": "fuse.2",
+    },
     "uiu": UIU,
     "uiu-bn": UIU,
 }
@@ -65,20 +106,14 @@ STAGES: dict[str, dict[str, str | int]] = {
 # is `decode_all`'s.
 MAPS: dict[str, dict[str, str | int]] = {
     "dna": {"final1": 1, "final2": 2, "final3": 3, "final4": 0},
+    "gsfa": {"output": 0, "mask0": 1, "mask1": 2, "mask2": 3},
+    "isnet": {"out": 0, "edge": 1},
     "msh": {"output": 0, "mask0": 1, "mask1": 2, "mask2": 3, "mask3": 4},
     "repisd": {"two probabilities after a sigmoid": "head"},
     "sctrans": {"gt5": 1, "gt4": 2, "gt3": 3, "gt2": 4, "d0": 5, "out": 0},
+    "sfdt": {"out": 0, "gt_4": 1, "gt_3": 2, "gt_2": 3, "gt_1": 4, "output": 5},
     "uiu": {f"d{i}": i for i in range(7)},
     "uiu-bn": {f"d{i}": i for i in range(7)},
-}
-
-# Networks that are not the published ones yet.
-PENDING = {
-    "agpc",
-    "gsfa",
-    "isnet",
-    "msda",
-    "sfdt",
 }
 
 # Values are written with twelve digits; two orders of summation in float64 differ by about 1e-13.
@@ -164,14 +199,12 @@ def check_mode(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("name", NAMES)
-def test_reference_values_are_met(name, mode, request):
+def test_reference_values_are_met(name, mode):
     """All maps, all stages, and the statistics after one pass in training mode."""
-    if name in PENDING:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not the published network yet"))
     check_mode(name, mode)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in PENDING])
+@pytest.mark.parametrize("name", NAMES)
 def test_reference_sizes_are_the_published_ones(name):
     reference = references.load(name)
     ours = sum(p.numel() for p in create_student(name).parameters())
@@ -179,7 +212,7 @@ def test_reference_sizes_are_the_published_ones(name):
     assert create_student(name).in_channels == reference["input"][1]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in PENDING])
+@pytest.mark.parametrize("name", NAMES)
 def test_reference_extracts_are_those_of_the_full_files(name):
     full = references.FULL / f"{name}.json"
     if not full.is_file():

@@ -1,0 +1,344 @@
+"""GSFA-Net: global spatial-frequency attention network (Deng et al., IEEE TGRS 2025).
+
+A U-Net of residual blocks with channel and spatial attention that halves its maps by convolutions and Haar wavelets
+together. All four levels meet as tokens on one grid, where channels of one level are compared with those of all, and
+pixels get one common gate. The decoder filters the fine map by high-pass and the coarse map by low-pass kernels that it
+generates from the fine map.
+
+At width 1 all layers are the published ones. Three facts of the release are kept because its weights depend on them:
+
+- The tokens are those of images of 256 pixels a side: patches of 32 pixels (of the input), half overlapping.
+- The residual around the channel attention and its feed-forward is added twice.
+- **The kernels of a whole batch are generated from its first image alone.** So an image's map depends on which image
+  stands first in its batch, in training and in testing. `per_image=True` gives every image its own kernels, as the
+  paper describes them; with one image at a time, as the deployed student works, both are the same. It is registered as
+  `gsfa-per-image`.
+
+Left out are the fixed filters (Haar, identity), which are sums and differences here. Not published is what happens
+below 48 pixels, where the grid of tokens has fewer than two places a side: maps are padded with zeros.
+
+Outputs: the fused map (used at test) and one for each decoder level at its own size, with equal weights: their mean, as
+in the release, which takes every second or fourth pixel of the target for the coarse maps, where maxima are taken here.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from istd.students.attention import ChannelAttention, SqueezeExcitation, attention_blocks
+from istd.students.base import Output, Stage, Student
+from istd.students.blocks import logit_bias, logit_layer, scaled
+from istd.students.norms import ChannelNorm
+from istd.students.registry import STUDENTS, StudentInfo
+from istd.students.wavelets import joined_haar
+
+PATCHES = (32, 16, 8, 4)  # of every level: the grid is common
+EXPANSION = 2.66
+
+
+def _norm_relu(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+
+
+def _depthwise(channels: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+
+
+class WaveletPool(nn.Module):
+    """`relu(bn(conv1x1(g (relu(bn(k * x)) + s haar(x)))))`, `(B, c, H, W) -> (B, 2 c, H/2, W/2)`.
+
+    k: four learned 2x2 filters of stride 2 per channel; s: a learned factor per band, 0.1 at the start; g: channel
+    attention from the first term.
+
+    Source: Deng et al. (2025), parallel wavelet downsampling.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.learned = nn.Sequential(
+            nn.Conv2d(channels, 4 * channels, 2, stride=2, groups=channels), *_norm_relu(4 * channels)
+        )
+        self.attention = ChannelAttention(4 * channels)
+        self.scale = nn.ParameterList([nn.Parameter(torch.full((1, 4 * channels, 1, 1), 0.1))])
+        self.reduce = nn.Sequential(nn.Conv2d(4 * channels, 2 * channels, 1), *_norm_relu(2 * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve the map."""
+        y = self.learned(x)
+        out: Tensor = self.reduce(self.attention(y) * (y + self.scale[0] * joined_haar(x)))
+        return out
+
+
+class PixelGate(nn.Module):
+    """One gate per place for the tokens of all levels, from depthwise convolutions of 7, 5, 3 and 1 and their union.
+
+    Source: Deng et al. (2025), multi-level spatial attention.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        total = sum(channels)
+        inner = [max(c // 8, 1) for c in channels]
+        union = max(total // 8, 1)
+        self.union = nn.Sequential(nn.Conv2d(total, union, 1), nn.BatchNorm2d(union))
+        self.levels = nn.ModuleList()  # from the deepest on, as published
+        for c, i, kernel in reversed([*zip(channels, inner, (7, 5, 3, 1), strict=True)]):
+            spread = [_depthwise(c, kernel)] if kernel > 1 else []
+            self.levels.append(nn.Sequential(*spread, nn.Conv2d(c, i, 1), *_norm_relu(i)))
+        joined = sum(inner) + union
+        self.squeeze = SqueezeExcitation(joined, reduction=10)
+        self.gate = nn.Conv2d(joined, 1, 1)
+
+    def forward(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Tokens `[(B, c_i, h, w)]` -> `(B, 1, h, w)`."""
+        parts = [level(t) for level, t in zip(reversed(self.levels), tokens, strict=True)]
+        x = torch.cat([*parts, self.union(torch.cat([*tokens], dim=1))], dim=1)
+        out: Tensor = self.gate(self.squeeze(x)).sigmoid()
+        return out
+
+
+class FeedForward(nn.Sequential):
+    """1x1 convolution to 5.32 times the channels, normalisation, ReLU, and back."""
+
+    def __init__(self, channels: int) -> None:
+        hidden = 2 * int(channels * EXPANSION)
+        super().__init__(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            ChannelNorm(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+
+
+class ChannelKernelAttention(nn.Module):
+    """Channels of every level are weighted by how near they lie to a mixture of all levels, then fed forward.
+
+    With q, k, v 1x1 convolutions of the level's own and of all levels' normalised tokens, q and k of unit length over
+    the places, r_c = q_c - k_c: `a = softmax_c(exp(-|r_c|^2 / (2 var(r_c))))`, and `t + out(a v)` is the result.
+
+    Source: Deng et al. (2025), multi-level channel attention with a Gaussian kernel.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        total = sum(channels)
+        self.norms = nn.ModuleList(ChannelNorm(c) for c in channels)
+        self.norm = ChannelNorm(total)
+        self.maps = nn.ModuleList(
+            nn.ModuleList([nn.Conv2d(c, c, 1), nn.Conv2d(total, c, 1), nn.Conv2d(total, c, 1)]) for c in channels
+        )
+        self.project = nn.ModuleList(nn.Conv2d(c, c, 1, bias=False) for c in channels)
+        self.feed_norms = nn.ModuleList(ChannelNorm(c) for c in channels)
+        self.feed = nn.ModuleList(FeedForward(c) for c in channels)
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """`[(B, c_i, h, w)] -> [(B, c_i, h, w)]`."""
+        joined = self.norm(torch.cat([*tokens], dim=1))
+        out = []
+        for t, norm, (query, key, value), project, feed_norm, feed in zip(
+            tokens, self.norms, self.maps, self.project, self.feed_norms, self.feed, strict=True
+        ):
+            q, k = (F.normalize(x.flatten(2), dim=-1) for x in (query(norm(t)), key(joined)))
+            r = q - k
+            similarity = torch.exp(-r.square().sum(-1) / (2 * r.var(-1)))
+            y = t + project(similarity.softmax(1)[..., None, None] * value(joined))
+            out.append(y + feed(feed_norm(y)))
+        return out
+
+
+class LevelBlock(nn.Module):
+    """Channel attention with a residual, normalisation, and the common gate: `t <- (1 + g) t`."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.pixels = PixelGate(channels)
+        self.channels = ChannelKernelAttention(channels)
+        self.norms = nn.ModuleList(ChannelNorm(c) for c in channels)
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """`[(B, c_i, h, w)] -> [(B, c_i, h, w)]`."""
+        mixed = [norm(a + t) for norm, a, t in zip(self.norms, self.channels(tokens), tokens, strict=True)]
+        gate = 1 + self.pixels(mixed)
+        return [t * gate for t in mixed]
+
+
+class Rebuild(nn.Module):
+    """From tokens to a map: 1x1 convolution, interpolation, normalisation, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.Sequential(*_norm_relu(channels))
+
+    def forward(self, tokens: Tensor, size: torch.Size) -> Tensor:
+        """`(B, c, h, w) -> (B, c, *size)`."""
+        # Published after the interpolation, with which a 1x1 convolution commutes; here it has fewer pixels.
+        x = F.interpolate(self.conv(tokens), size=size, mode="bilinear", align_corners=False)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class MultiLevelAttention(nn.Module):
+    """Tokens of all levels on one grid, through two blocks, back to the maps as a residual.
+
+    Source: Deng et al. (2025), multi-level aggregation.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList(nn.Conv2d(c, c, p, stride=p // 2) for c, p in zip(channels, PATCHES, strict=True))
+        self.blocks = nn.Sequential(LevelBlock(channels), LevelBlock(channels))
+        self.rebuild = nn.ModuleList(Rebuild(c) for c in channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """`[(B, c_i, H_i, W_i)]`, each half the size of the one before -> the same shapes."""
+        tokens = []
+        for embed, x, patch in zip(self.embed, maps, PATCHES, strict=True):
+            missing = [max(patch + patch // 2 - n, 0) for n in x.shape[-2:]]  # to two places a side
+            tokens.append(embed(F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x))
+        mixed = self.blocks(tokens)
+        return [x + rebuild(t, x.shape[-2:]) for rebuild, t, x in zip(self.rebuild, mixed, maps, strict=True)]
+
+
+class KernelGenerator(nn.Module):
+    """Two 3x3 low-pass kernels for every channel, from means and maxima of the channels' two halves.
+
+    Each kernel is a softmax over its nine weights, so it sums to one.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half, hidden = channels // 2, max(channels // 8, 1)
+        self.reduce = nn.ModuleList(nn.Conv2d(2 * half, hidden, 1, bias=False) for _ in range(2))
+        self.expand = nn.ModuleList(nn.Conv2d(hidden, 9 * channels, 1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, c, H, W) -> (B, 2 c, 1, 3, 3)`."""
+        mean, top = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        halves = (torch.cat(pair, dim=1) for pair in zip(mean.chunk(2, 1), top.chunk(2, 1), strict=True))
+        kernels = [
+            expand(torch.relu(reduce(half))).view(len(x), -1, 9).softmax(-1)
+            for reduce, expand, half in zip(self.reduce, self.expand, halves, strict=True)
+        ]
+        return torch.cat(kernels, dim=1).view(len(x), -1, 1, 3, 3)
+
+
+def dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
+    """Two 3x3 filters per channel: output channels 2 i and 2 i + 1 are of input channel i.
+
+    Args:
+        x: `(B, c, H, W)`.
+        kernels: `(B, 2 c, 1, 3, 3)`, or `(1, 2 c, 1, 3, 3)` for one set for all images.
+
+    Returns:
+        `(B, 2 c, H, W)`.
+    """
+    if len(kernels) == 1:
+        return F.conv2d(x, kernels[0], padding=1, groups=x.shape[1])
+    joined = F.conv2d(x.flatten(0, 1)[None], kernels.flatten(0, 1), padding=1, groups=len(x) * x.shape[1])
+    return joined.view(len(x), -1, *x.shape[2:])
+
+
+class FrequencyFusion(nn.Module):
+    """Fusion of a fine map, filtered high-pass, with a coarse one, filtered low-pass, beside their plain union.
+
+    Source: Deng et al. (2025), frequency-aware fusion.
+    """
+
+    def __init__(self, high: int, low: int, per_image: bool) -> None:
+        super().__init__()
+        self.per_image = per_image
+        self.reduce = nn.Conv2d(high, low, 1)
+        self.coarse, self.fine = nn.Conv2d(2 * low, low, 1), nn.Conv2d(2 * low, low, 1)
+        self.before_sharp = nn.Sequential(_depthwise(low, 7), *_norm_relu(low))
+        self.before_smooth = nn.Sequential(_depthwise(low, 3), *_norm_relu(low))
+        self.union = nn.Sequential(
+            _depthwise(high + low, 3), *_norm_relu(high + low), nn.Conv2d(high + low, low, 1), *_norm_relu(low)
+        )
+        self.residual = nn.Conv2d(low, 2 * low, 1)
+        self.sharp, self.smooth = KernelGenerator(low), KernelGenerator(low)
+        self.fine_norm, self.coarse_norm = nn.BatchNorm2d(2 * low), nn.BatchNorm2d(2 * low)
+        self.sum = nn.Sequential(nn.Conv2d(low, low, 3, padding=1), *_norm_relu(low))
+        layers = (nn.Conv2d(low, low, 3, padding=1), *_norm_relu(low), nn.Conv2d(low, low, 3, padding=1))
+        self.post = nn.Sequential(*layers, *_norm_relu(low))
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """Fine `(B, low, H, W)` and coarse `(B, high, H/2, W/2)` -> `(B, low, H, W)`."""
+        up = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=True)
+        union = self.union(torch.cat([low, up], dim=1))
+        chosen = slice(None) if self.per_image else slice(1)
+        smooth = self.smooth(self.before_smooth(low)[chosen])
+        sharp = self.sharp(self.before_sharp(low)[chosen])
+        # A high-pass kernel is the identity without its low-pass: x - k * x, twice per channel.
+        fine = low.repeat_interleave(2, dim=1) - dynamic_conv(low, sharp) + self.residual(low)
+        coarse = dynamic_conv(self.reduce(up), smooth)
+        filtered = self.fine(self.fine_norm(fine)) + self.coarse(self.coarse_norm(coarse))
+        out: Tensor = self.post(self.sum(filtered) + union)
+        return out
+
+
+class GSFANet(Student):
+    """GSFA-Net with a `width` factor on every channel count.
+
+    Args:
+        width: factor on the channels; 1 is the published network.
+        in_channels: channels of the input image.
+        per_image: kernels of every image for itself, instead of the first image's for the batch, as published.
+    """
+
+    outputs = (Output("fused", 1 / 4), *(Output(f"stride {2**i}", 1 / 4) for i in range(3)))
+
+    def __init__(self, width: float = 1.0, in_channels: int = 3, per_image: bool = False) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        c = [scaled(16, width) * 2**i for i in range(4)]  # pooling doubles
+        self.stages = tuple(Stage(n, 2**i) for i, n in enumerate(c))
+        self.pool = nn.ModuleList(WaveletPool(n) for n in c[:-1])
+        self.stem = nn.Conv2d(in_channels, c[0], 1)
+        self.encoder = nn.ModuleList(attention_blocks(n, n, 2) for n in c)
+        self.attention = MultiLevelAttention(c)
+        self.decoder = nn.ModuleList(FrequencyFusion(c[i + 1], c[i], per_image) for i in reversed(range(3)))
+        self.heads = nn.ModuleList(logit_layer(n) for n in c[:-1])
+        self.fuse = nn.Conv2d(3, 1, 3, padding=1)
+        logit_bias(self.fuse)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """`(B, in_channels, H, W) -> [(B, 16 w, H, W), (B, 32 w, H/2, W/2), ..., (B, 128 w, H/8, W/8)]`."""
+        features = [self.encoder[0](self.stem(x))]
+        for pool, stage in zip(self.pool, self.encoder[1:], strict=True):
+            features.append(stage(pool(features[-1])))
+        return features
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Encoder outputs -> logits `(B, 1, H, W)` of the fused map."""
+        return self.decode_all(features)[0]
+
+    def decode_all(self, features: list[Tensor]) -> tuple[Tensor, ...]:
+        """Encoder outputs -> the fused logits `(B, 1, H, W)`, and those at strides 1, 2 and 4."""
+        *fine, x = self.attention(features)
+        heads: list[Tensor] = []
+        for fuse, low, head in zip(self.decoder, reversed(fine), reversed(self.heads), strict=True):
+            x = fuse(low, x)
+            heads.insert(0, head(x))
+        size = features[0].shape[-2:]
+        lifted = [heads[0], *(F.interpolate(z, size=size, mode="bilinear", align_corners=True) for z in heads[1:])]
+        return (self.fuse(torch.cat(lifted, dim=1)), *heads)
+
+
+LEFT_OUT = (
+    *(f"pool{i}.wt_filter" for i in (1, 2, 3)),
+    *(f"decoder_{i}.HPG.identity_kernel" for i in (2, 1, 0)),
+)
+TITLE = "GSFA-Net (Deng et al., 2025)"
+STUDENTS.register("gsfa", StudentInfo(GSFANet, TITLE, published_parameters=2_985_428, left_out=LEFT_OUT))
+STUDENTS.register(
+    "gsfa-per-image",
+    StudentInfo(
+        lambda width: GSFANet(width, per_image=True),
+        f"{TITLE}, kernels of every image",
+        published_parameters=2_985_428,
+        left_out=LEFT_OUT,
+    ),
+)
