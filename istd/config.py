@@ -6,6 +6,7 @@ from typing import Any
 from bilevel.registry import Registry
 from istd.clusters import SHARINGS
 from istd.labels import INITIAL_MASKS
+from istd.labels.evolution import ANCHORS, RULES, STORED
 from istd.losses import SEGMENTATION_LOSSES
 from istd.methods import METHODS, VARIANTS
 from istd.students import STUDENTS
@@ -20,7 +21,9 @@ CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
     "loss": SEGMENTATION_LOSSES,
     "channels": ("repeat", "contrast"),
     "initial": INITIAL_MASKS,
-    "anchors": ("points", "start"),
+    "anchors": ANCHORS,
+    "evolve_rule": RULES,
+    "evolve_stored": STORED,
     "vfm_view": ("image", "crop"),
     "scam_fusion": ("soft", "last"),
     "scam_pooling": ("attention", "mean"),
@@ -69,8 +72,11 @@ class Config:
         leaks_mask_area: let the rule know the size class of each target, from its true mask, as the sources of
             diffuse-to-detect and MCLC do; more supervision than points, marked in every table.
         evolve_from: label evolution starts after this share of the epochs (published: 0.2 of 300).
+        evolve_until: share of the epochs after which labels stay; the releases let them evolve to the end (1).
         evolve_every: period of label updates in epochs.
-        anchors: what label evolution never removes, "points" or (published) "start".
+        anchors: what label evolution never removes, "points" or (published) "ones", all pixels whose label is 1.
+        evolve_rule: rule of label evolution, "pal" (semantic-priors' too) or "lesps".
+        evolve_stored: how labels are kept between updates, "float32" or (published) "uint8".
         evolve_decay: factor per update on label pixels that no prediction confirms.
         evolve_relative: measure a prediction's confidence against its region's maximum; published False.
         evolve_cap: largest region size that raises its threshold, in units of L; published infinity.
@@ -137,8 +143,11 @@ class Config:
     initial: str = "half-maximum"
     leaks_mask_area: bool = False
     evolve_from: float = 0.2
+    evolve_until: float = 0.8
     evolve_every: int = 5
     anchors: str = "points"
+    evolve_rule: str = "pal"
+    evolve_stored: str = "float32"
     evolve_decay: float = 0.97
     evolve_relative: bool = True
     evolve_cap: float = 1.0

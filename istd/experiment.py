@@ -50,6 +50,7 @@ from istd.teacher import SAMF, SCAM, FrozenVFM, Teacher, cached_tokens, crop_tok
 
 STRENGTHS = {"mlcl": 0.55}  # SCAM strength per student in the release of semantic-priors; ALCL-Net's serves the others
 STRENGTH = 0.12
+ADMIT_UNTIL = 0.8  # share of the epochs after which no waiting image is admitted any more (PAL, 2025)
 
 
 @dataclass
@@ -216,8 +217,10 @@ class Experiment:
         if self.method.evolves:
             start = max(round(c.evolve_from * c.epochs), 1)
             rules = self._evolution(), HardSampleAdmission(alarms=c.alarms)
-            stop = round(self.method.until * c.epochs)
-            hooks.append(LabelUpdates(self.labels, self._averaged_teacher, *rules, start, c.evolve_every, stop))
+            stop, admit_until = round(c.evolve_until * c.epochs), round(ADMIT_UNTIL * c.epochs)
+            hooks.append(
+                LabelUpdates(self.labels, self._averaged_teacher, *rules, start, c.evolve_every, stop, admit_until)
+            )
         if isinstance(self.outer, WeightsAndLabels) and isinstance(self.labels, DiffusedMasks):
             hooks.append(Redrawing(self.labels, cast(LearnedLabels, self.outer.labels)))
         hooks.append(self.selection)
@@ -277,7 +280,14 @@ class Experiment:
 
     def _evolution(self) -> LabelEvolution:
         c = self.config
-        return LabelEvolution(cap=c.evolve_cap, decay=c.evolve_decay, anchors=c.anchors, relative=c.evolve_relative)
+        return LabelEvolution(
+            cap=c.evolve_cap,
+            decay=c.evolve_decay,
+            anchors=c.anchors,
+            relative=c.evolve_relative,
+            rule=c.evolve_rule,
+            stored=c.evolve_stored,
+        )
 
     def _describe(self, batch: Any) -> object:
         return _Names(self.samples, batch.samples)

@@ -90,7 +90,8 @@ class LabelUpdates:
         admission: rule for samples that wait.
         start: first epoch with an update.
         every: period in epochs.
-        stop: last epoch with an update; admission tolerance reaches 1 there.
+        stop: last epoch with an update.
+        admit_until: last epoch with admissions, whose tolerance reaches 1 there; None takes `stop`.
     """
 
     def __init__(
@@ -102,21 +103,23 @@ class LabelUpdates:
         start: int,
         every: int,
         stop: int,
+        admit_until: int | None = None,
     ) -> None:
         self.labels, self.predict, self.evolution, self.admission = labels, predict, evolution, admission
         self.start, self.every, self.stop = start, every, stop
+        self.admit_until = stop if admit_until is None else admit_until
 
     def on_epoch_end(self, trainer: Any, epoch: int, metrics: dict[str, float]) -> None:
         """Update where due; adds `label_change`, the share of foreground that changed, and `waiting`."""
         if not self.start <= epoch <= self.stop or (epoch - self.start) % self.every:
             return
-        progress = (epoch - self.start) / max(self.stop - self.start, 1)
+        progress = (epoch - self.start) / max(self.admit_until - self.start, 1)
         before = _foreground(self.labels)
         for i in before:
             prediction, points = self.predict(i), self.labels.points[i]
             if self.labels.admitted[i]:
-                self.labels.soft[i] = self.evolution(self.labels.soft[i], prediction, points, self.labels.start[i])
-            else:
+                self.labels.soft[i] = self.evolution(self.labels.soft[i], prediction, points)
+            elif epoch <= self.admit_until:
                 accepted = self.admission(prediction, points, progress)
                 if accepted is not None:
                     self.labels.soft[i], self.labels.admitted[i] = accepted, True

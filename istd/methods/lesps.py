@@ -11,6 +11,7 @@ Where it departs from the release:
   with Adam and two drops of the rate for 400 epochs, and reports the test split's best.
 - Evolution starts after an eighth of the schedule (the paper's 50 of 400 epochs); the release waits for the mean loss
   to fall below 10.
+- The rule itself is the release's to the last bit, in 8-bit labels (`evolve_rule`, `evolve_stored`).
 - A region's threshold rises with its size as published (`evolve_cap=inf`), so large targets cannot be confirmed.
 """
 
@@ -23,17 +24,19 @@ METHODS.register(
     Method(
         "LESPS: from the points alone, soft labels grow where the network responds",
         evolves=True,
-        until=1.0,
         soft=True,
         about=__doc__,
         settings={
             "initial": "points",
             "loss": "soft-focal",
-            "anchors": "start",
+            "anchors": "ones",
+            "evolve_rule": "lesps",
+            "evolve_stored": "uint8",
             "evolve_relative": False,
             "evolve_cap": math.inf,
             "evolve_decay": 1.0,
             "evolve_from": 0.125,
+            "evolve_until": 1.0,
             "evolve_every": 5,
         },
     ),

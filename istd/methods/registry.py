@@ -15,7 +15,6 @@ class Method:
         summary: one line for listings.
         teacher: through what a frozen VFM speaks to the student's decoder: nothing, SCAM or SAMF.
         evolves: whether pseudo-masks follow predictions during training.
-        until: share of the epochs after which they stay.
         weights: what learns sample weights.
         outer: whether outer steps also move the student along the gradient of its validation loss.
         draws: whether the numbers that labels are drawn with are outer variables.
@@ -28,7 +27,6 @@ class Method:
     summary: str
     teacher: Literal["", "scam", "samf"] = ""
     evolves: bool = False
-    until: float = 0.8
     weights: Literal["uniform", "cluster", "network"] = "uniform"
     outer: bool = False
     draws: bool = False

@@ -22,8 +22,9 @@ Where it departs from paper and release, and how to get the published value back
   (`student_loss=0` is published), and the teacher may see a share of each batch (`teacher_share=1`).
 - Start masks come from the half-maximum rule instead of Canny contours (`initial="canny"`): 77 % IoU on SIRST-v1's
   training and validation images instead of 28 % (`benchmarks/pseudo_masks.py`). What evolution never removes are the
-  points, not the start masks (`anchors="start"`); a large target can be confirmed (`evolve_cap=inf`,
-  `evolve_relative=False`); fewer false alarms admit a hard image (`alarms=5`).
+  points, not all pixels whose label is 1 (`anchors="ones"`), and labels are not rounded to 8 bits
+  (`evolve_stored="uint8"`); a large target can be confirmed (`evolve_cap=inf`, `evolve_relative=False`); fewer false
+  alarms admit a hard image (`alarms=5`); labels stay in the last fifth of the schedule (`evolve_until=1`).
 - The number of clusters follows the validation split (`clusters=256`), they are fitted without test images
   (`transductive=True`), and may share what they learn (`cluster_sharing`).
 - The VFM sees the whole image once and its tokens are cached (`vfm_view="crop"`); it stays in eval mode; BatchNorm

@@ -12,7 +12,7 @@ from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import load_student
 from istd.hooks import LabelUpdates
-from istd.labels import INITIAL_MASKS, LabelEvolution, MonteCarloClustering
+from istd.labels import INITIAL_MASKS, LabelEvolution, MonteCarloClustering, PseudoMasks
 from istd.losses import edge_ohem, soft_focal
 from istd.metrics import HolisticScore, evaluate_masks
 from istd.run import run
@@ -58,21 +58,24 @@ def published(name):
         decay=settings.evolve_decay,
         anchors=settings.anchors,
         relative=settings.evolve_relative,
+        rule=settings.evolve_rule,
+        stored=settings.evolve_stored,
     )
 
 
-@pytest.mark.parametrize(("name", "faded"), [("lesps", 0.6), ("pal", 0.97 * 0.6)])
-def test_label_rules_by_hand(name, faded):
-    """100x100: L = 15 pixels. A region of one pixel with m = 0.8: thr = 0.4 + 0.2 / 15 = 0.4133."""
+@pytest.mark.parametrize(("name", "averaged", "faded"), [("lesps", 53, 153), ("pal", 54, 148)])
+def test_label_rules_by_hand(name, averaged, faded):
+    """100x100: L = 15 pixels. A region of one pixel with m = 0.8: thr = 0.4 + 0.2 / 15 = 0.4133.
+
+    In 8 bits: 0.42 / 2 * 255 = 53.55 and 0.6 * 0.97 * 255 = 148.41, cut by LESPS and rounded by PAL.
+    """
     label, prediction = np.zeros((100, 100), dtype=np.float32), np.zeros((100, 100), dtype=np.float32)
     label[50, 50] = 1.0
     label[10, 10] = 0.6  # a region of its own whose window holds no response at its centre
-    start = np.zeros((100, 100), dtype=bool)
-    start[50, 50] = True
     prediction[50, 50:53] = 0.8, 0.42, 0.41
-    new = published(name)(label, prediction, np.array([[50, 50]]), start)
-    assert new[50, 50] == 1.0
-    assert new[50, 51] == pytest.approx(0.21)
+    new = 255 * published(name)(label, prediction, np.array([[50, 50]]))
+    assert new[50, 50] == 255
+    assert new[50, 51] == pytest.approx(averaged)
     assert new[50, 52] == 0.0
     assert new[10, 10] == pytest.approx(faded)
 
@@ -129,16 +132,34 @@ def test_baselines_train_from_points(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "epochs"), [("lesps", (50, 400)), ("pal", (80, 320)), ("semantic-priors", (80, 320))]
+    ("method", "epochs"), [("lesps", (50, 400)), ("pal", (80, 400)), ("semantic-priors", (80, 320))]
 )
 def test_labels_evolve_when_their_source_lets_them(method, epochs):
-    """Of 400 epochs (LESPS: from 50 to the end; PAL and semantic-priors: from a fifth to four fifths)."""
+    """Of 400 epochs (LESPS: from 50 to the end; PAL: from a fifth to the end; ours: from a fifth to four fifths)."""
     scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
     changes = {**SMALL, "epochs": 400, "vfm": "vit_tiny_patch16_224", "vfm_random": True, "vfm_size": 64}
     experiment = Experiment(configure("paper", method, **changes), scenes, progress=False)
     (updates,) = (hook for hook in experiment.trainer.hooks if isinstance(hook, LabelUpdates))
     assert (updates.start, updates.stop) == epochs
+    assert updates.admit_until == 320
     assert updates.every == 5
+
+
+def test_admission_ends_while_labels_go_on():
+    """Epochs 2, 4, 6 of 6, admission until 4: the tolerance is 0.2 at 2 and 1 at 4, and at 6 nobody enters any more."""
+    scenes = synthetic_dataset(3, 1, 1, SceneConfig(size=64, targets=(1, 1)))
+    labels = PseudoMasks(scenes.train, INITIAL_MASKS["points"])
+    labels.admitted[1:] = False
+    asked, nothing = [], np.zeros((64, 64), dtype=np.float32)
+
+    class Admission:
+        def __call__(self, prediction, points, progress):
+            asked.append(progress)
+
+    updates = LabelUpdates(labels, lambda i: nothing, LabelEvolution(relative=False), Admission(), 2, 2, 6, 4)
+    for epoch in range(1, 8):
+        updates.on_epoch_end(None, epoch, {})
+    assert asked == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_soft_labels_reach_the_loss_as_they_are():

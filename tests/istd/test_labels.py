@@ -121,42 +121,106 @@ def square_label(side, size=100, at=40):
 
 
 POINT = np.array([[41, 41]])
-PUBLISHED = LabelEvolution(cap=math.inf, anchors="start", relative=False)
+PUBLISHED = LabelEvolution(cap=math.inf, anchors="ones", relative=False)
 
 
 def test_the_published_rule_by_hand():
     """100x100: L = 15 px. A 3x3 label (9 px), m = 0.8: thr = 0.4 + 0.5 (0.8 - 0.4) 9/15 = 0.52."""
-    label = square_label(3)
+    label = 0.6 * square_label(3)
     prediction = np.zeros((100, 100), np.float32)
     prediction[40:43, 40:44] = 0.8  # one column more than the label
     prediction[39, 41] = 0.51  # below the threshold
     prediction[60, 60] = 0.9  # outside every window
-    new = PUBLISHED(label, prediction, POINT, np.zeros((100, 100), bool))
-    assert np.allclose(new[40:43, 40:43], 0.9)  # (1 + 0.8) / 2
+    new = PUBLISHED(label, prediction, POINT)
+    assert np.allclose(new[40:43, 40:43], 0.7)  # (0.6 + 0.8) / 2
     assert np.allclose(new[40:43, 43], 0.4)  # (0 + 0.8) / 2
     assert new[39, 41] == 0.0
     assert new[60, 60] == 0.0
 
 
 def test_components_that_do_not_touch_the_centre_are_no_candidates_and_pixels_decay():
-    label = square_label(3)
     prediction = np.zeros((100, 100), np.float32)
     prediction[50:53, 50:53] = 0.9
-    new = PUBLISHED(label, prediction, POINT, np.zeros((100, 100), bool))
-    assert np.allclose(new[40:43, 40:43], 0.97)
+    new = PUBLISHED(0.6 * square_label(3), prediction, POINT)
+    assert np.allclose(new[40:43, 40:43], 0.97 * 0.6)
     assert new[51, 51] == 0.0
+
+
+def test_the_only_component_of_a_window_needs_no_touch_in_lesps():
+    """Published so: LESPS drops components that do not touch the centre only where there are two of them."""
+    lesps = LabelEvolution(cap=math.inf, anchors="ones", relative=False, decay=1.0, rule="lesps")
+    prediction = np.zeros((100, 100), np.float32)
+    prediction[50:53, 50:53] = 0.75
+    label = 0.625 * square_label(3)
+    alone = lesps(label, prediction, POINT)
+    assert np.array_equal(alone[50:53, 50:53], np.full((3, 3), 0.375, np.float32))
+    assert np.array_equal(alone[40:43, 40:43], label[40:43, 40:43])
+    prediction[30, 30] = 0.75
+    assert np.array_equal(lesps(label, prediction, POINT), label)
+
+
+def test_overlapping_windows_average_twice_in_lesps_and_once_in_pal():
+    """Two labels of one pixel, 2 px apart, under one response of 3/4: (0 + 3/4) / 2 = 3/8, then (3/8 + 3/4) / 2."""
+    label, prediction = np.zeros((2, 64, 64), np.float32)
+    label[30, 30] = label[30, 32] = 0.625
+    prediction[30, 30:33] = 0.75
+    lesps = LabelEvolution(cap=math.inf, anchors="ones", relative=False, decay=1.0, rule="lesps")
+    assert lesps(label, prediction, POINT)[30, 30:33].tolist() == [0.71875, 0.5625, 0.71875]
+    assert PUBLISHED(label, prediction, POINT)[30, 30:33].tolist() == [0.6875, 0.375, 0.6875]
+
+
+def test_centroids_are_cut_to_whole_pixels():
+    """A label in columns 40 to 43 has its centroid at 41.5: a response at 43 lies two columns from 41, one from 42."""
+    label = np.zeros((100, 100), np.float32)
+    label[40, 40:44] = 0.625
+    for column, touches in ((40, True), (42, True), (43, False)):
+        prediction = np.zeros((100, 100), np.float32)
+        prediction[40, column] = 0.75
+        assert (PUBLISHED(label, prediction, POINT)[40, column] == 0.6875) == touches
+
+
+def test_labels_are_rounded_to_eight_bits_as_the_releases_store_them():
+    """A response of 1 over labels 254, 253 and 252: PAL's decay rounds, LESPS's average cuts; 255 stays for good.
+
+    (254 + 255) / 2 = 254.5 rounds to the even 254 and is cut to 254; (253 + 255) / 2 = 254; 0.97 * 100 = 97.
+    """
+    options = {"cap": math.inf, "anchors": "ones", "relative": False, "stored": "uint8"}
+    levels = np.zeros((64, 64), np.float32)
+    levels[30, 30:34] = 255, 254, 253, 252
+    levels[5, 5] = 100
+    prediction = np.zeros((64, 64), np.float32)
+    prediction[30, 30:34] = 1.0
+    pal = LabelEvolution(**options)(levels / 255, prediction, POINT)
+    lesps = LabelEvolution(**options, decay=1.0, rule="lesps")(levels / 255, prediction, POINT)
+    assert np.rint(255 * pal)[30, 30:34].tolist() == [255, 254, 254, 254]
+    assert np.rint(255 * lesps)[30, 30:34].tolist() == [255, 254, 254, 253]
+    assert np.rint(255 * pal)[5, 5] == 97
+    assert np.rint(255 * lesps)[5, 5] == 100
+    assert np.array_equal(pal, np.rint(255 * pal).astype(np.float32) / np.float32(255))
+
+
+def test_ties_and_empty_inputs_of_the_label_rules():
+    """|R| = 2 L makes thr = m: what equals the threshold is no candidate. 100x100 and 30 pixels."""
+    label = np.zeros((100, 100), np.float32)
+    label[40:45, 40:46] = 0.625
+    prediction = np.where(label > 0, np.float32(0.75), np.float32(0))
+    nothing = np.zeros((100, 100), np.float32)
+    for rule, decay in (("pal", 0.97), ("lesps", 1.0)):
+        evolve = LabelEvolution(cap=math.inf, anchors="ones", relative=False, decay=decay, rule=rule)
+        assert np.allclose(evolve(label, prediction, POINT), decay * label)
+        assert not evolve(nothing, prediction, POINT).any()  # no label, no window
+        assert np.allclose(evolve(label, nothing, POINT), decay * label)  # 0 > 0 nowhere
+        assert np.array_equal(evolve(np.ones_like(label), nothing, np.zeros((0, 2), int)), np.ones_like(label))
 
 
 def test_published_anchors_never_leave_and_ours_are_the_points():
     label = square_label(3)
-    start = label > 0
-    nothing = np.zeros((100, 100), np.float32)
-    confident = nothing.copy()
+    confident = np.zeros((100, 100), np.float32)
     confident[41, 41] = 1.0  # the network says: one pixel
     published, ours = label, label
     for _ in range(30):
-        published = PUBLISHED(published, confident, POINT, start)
-        ours = LabelEvolution()(ours, confident, POINT, start)
+        published = PUBLISHED(published, confident, POINT)
+        ours = LabelEvolution()(ours, confident, POINT)
     assert (published > 0.5).sum() == 9
     assert (ours > 0.5).sum() == 1
 
@@ -165,9 +229,9 @@ def test_large_targets_can_be_confirmed():
     """A 9x9 label has 81 px > 2 L = 30: the published threshold exceeds the maximum, so nothing is ever confirmed."""
     label = 0.6 * square_label(9)
     prediction = 0.9 * square_label(9)
-    point, start = np.array([[44, 44]]), np.zeros((100, 100), bool)
-    published = LabelEvolution(cap=math.inf)(label, prediction, point, start)
-    ours = LabelEvolution()(label, prediction, point, start)
+    point = np.array([[44, 44]])
+    published = LabelEvolution(cap=math.inf)(label, prediction, point)
+    ours = LabelEvolution()(label, prediction, point)
     assert np.allclose(published[40:43, 40:43], 0.97 * 0.6)
     assert np.allclose(ours[40:43, 40:43], 0.8)  # (0.6 + 0.9 / 0.9) / 2
 
@@ -175,18 +239,18 @@ def test_large_targets_can_be_confirmed():
 def test_an_undetected_region_stays_and_the_published_rule_erases_it():
     label = square_label(3)
     weak = 0.2 * square_label(5, at=39)
-    start = np.zeros((100, 100), bool)
     ours, published = label, label
     for _ in range(5):
-        ours = LabelEvolution()(ours, weak, POINT, start)
-        published = LabelEvolution(relative=False)(published, weak, POINT, start)
+        ours = LabelEvolution()(ours, weak, POINT)
+        published = LabelEvolution(relative=False)(published, weak, POINT)
     assert np.array_equal(ours > 0.5, label > 0.5)
     assert (published > 0.5).sum() == 1  # the point alone
 
 
-def test_unknown_anchors_are_refused():
-    with pytest.raises(ValueError, match="'points' or 'start'"):
-        LabelEvolution(anchors="none")
+@pytest.mark.parametrize("bad", [{"anchors": "none"}, {"rule": "pall"}, {"stored": "int8"}])
+def test_unknown_options_of_evolution_are_refused(bad):
+    with pytest.raises(ValueError, match="must be one of"):
+        LabelEvolution(**bad)
 
 
 def test_admission_by_hand():
@@ -203,6 +267,34 @@ def test_admission_by_hand():
     assert published.sum() == 10  # alarms stay out of the mask
     assert [round(rule.tolerance(t), 2) for t in (-1, 0, 0.5, 1, 2)] == [0.2, 0.2, 0.6, 1.0, 1.0]
     assert rule(prediction, np.zeros((0, 2), int), 0.0).sum() == 0
+
+
+def test_touching_points_count_once_and_holes_are_filled():
+    """Published: contours are what is counted. A ring is one component, and what lies in it is none."""
+    ring = np.zeros((50, 50), np.float32)
+    ring[10:17, 10:17] = 0.9
+    ring[11:16, 11:16] = 0.0
+    ring[13, 13] = 0.9  # in the hole: no component of its own
+    strict = HardSampleAdmission(first=0.0, alarms=0.0)
+    inside = strict(ring, np.array([[12, 14]]), 0.0)  # a point in the hole, on no predicted pixel
+    assert inside.sum() == 49
+    pair = np.array([[30, 30], [31, 31]])  # corners touch: one point, of which one half is met
+    prediction = np.zeros((50, 50), np.float32)
+    prediction[31, 31] = 0.9
+    accepted = strict(prediction, pair, 0.0)
+    assert sorted(map(tuple, np.argwhere(accepted).tolist())) == [(30, 30), (31, 31)]
+    assert strict(prediction, np.array([[30, 30], [32, 32]]), 0.0) is None  # apart: one of two is missed
+
+
+def test_alarms_are_components_beyond_the_met_points():
+    """Two points in one component: 1 component - 2 met points = -1, which makes up for an alarm elsewhere."""
+    prediction = np.zeros((50, 50), np.float32)
+    prediction[10, 10:21] = prediction[40, 40] = 0.9
+    rule = HardSampleAdmission(first=0.0, alarms=0.0)
+    assert rule(prediction, np.array([[10, 10], [10, 20]]), 0.0).sum() == 11
+    assert rule(prediction, np.array([[10, 10]]), 0.0) is None
+    half = np.where(prediction > 0, np.float32(0.5), np.float32(0))  # 0.5 is background
+    assert rule(half, np.array([[10, 10]]), 0.0) is None
 
 
 def test_the_store_admits_reliable_starts_and_survives_a_checkpoint():

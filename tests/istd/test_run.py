@@ -220,7 +220,7 @@ def test_every_student_trains_with_a_teacher_and_without(scenes, student, method
     "changes",
     [
         {"variant": "published", "weighted_outer": True, "student_loss": 0.0, "loss": "bce", "share_batch_norm": True},
-        {"variant": "gauss-newton", "vfm_view": "crop", "initial": "canny", "anchors": "start", "student": "alcl"},
+        {"variant": "gauss-newton", "vfm_view": "crop", "initial": "canny", "anchors": "ones", "student": "alcl"},
         {"clusters": 3, "teacher_share": 0.5, "scale": 1.3, "gain": 1.2, "noise": 0.01, "select_on": "test"},
     ],
 )
