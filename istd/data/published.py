@@ -106,7 +106,7 @@ LAYOUTS: tuple[Layout, ...] = (
                 centroid=("origin/masks_centroid",),
                 coarse=("origin/masks_coarse",),
             ),
-            Part("val/img", ("val/mask",), "test"),
+            Part("val/img", ("val/mask",), "test", centroid=("val/masks_centroid",), coarse=("val/masks_coarse",)),
         ),
         needed=2,
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from istd.data.dataset import size_of
 from istd.data.folder import Folder
 from istd.data.formats.base import PointFormat, PointSource, Shape
+from istd.data.formats.derived import points_of_masks
 from istd.data.images import EXTENSIONS
 from istd.data.masks import read_mask
 from istd.data.points import NO_POINTS, Points, centroid_points
@@ -22,8 +23,15 @@ def _open(folder: Folder, kind: str) -> PointSource | None:
         return None
     where = ", ".join(f"{name}/" for name in dict.fromkeys(there))
     files = folder.beside(folders, EXTENSIONS)
+    masks = points_of_masks(folder, kind)
+    bare = [f for i, f in enumerate(folder.parts) if not any((folder.root / name).is_dir() for name in folders[i])]
+    unmarked = {name for found in bare for name in found.local if name in folder.masks}
+    if unmarked:  # PAL marks its training images alone
+        where += f"; those of {', '.join(f'{found.part.images}/' for found in bare)} {masks.where}"
 
     def read(name: str, shape: Shape) -> Points:
+        if name in unmarked:
+            return masks.read(name, shape)
         if name not in files:
             raise ValueError(
                 f"Image {name!r} has no point label file in {folder.root / there[0]}; an image without targets needs "
