@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from bilevel import TrainingDiverged
-from istd.commands import ablate, detect, evaluate, listing, masks, pretrain, train
+from istd.commands import ablate, data, detect, evaluate, listing, masks, pretrain, train
 from istd.teacher import VFMWeightsError
 
-COMMANDS = (train, evaluate, detect, ablate, masks, pretrain, listing)
+COMMANDS = (data, train, evaluate, detect, ablate, masks, pretrain, listing)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,21 +8,41 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffTags
+from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from istd.data.files import regular_file
 from istd.data.sensor import SENSOR, SensorRange
 
 MIN_SIDE = 16  # the stride of the deepest student stage
 MAX_PIXELS = 2**26  # 8192 x 8192: above any infrared sensor, below what a crafted header could make us allocate
-FORMATS = ("PNG", "BMP", "DIB", "JPEG", "MPO", "TIFF")
+FORMATS = (PngImageFile.format, BmpImageFile.format, DibImageFile.format, JpegImageFile.format, TiffImageFile.format)
 """Decoders that a file is offered to. Pillow's full list holds one that starts an interpreter (PostScript)."""
 EXTENSIONS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
+_KINDS = {
+    "1": "1-bit",
+    "L": "8-bit grey",
+    "LA": "8-bit grey with alpha",
+    "P": "8-bit palette",
+    "RGB": "8-bit RGB",
+    "RGBA": "8-bit RGB with alpha",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey",
+    "I": "32-bit grey",
+    "F": "floating point",
+}
 _STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
+def open_picture(path: Path, decode: bool = True) -> Iterator[Image.Image]:
     """Open and decode one picture, turned as its EXIF orientation says.
+
+    Args:
+        path: the file.
+        decode: whether pixels are wanted; without them, the header alone is read.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -35,8 +55,11 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # what Pillow warns of (large images, odd EXIF) is checked here
             with Image.open(path, formats=FORMATS) as image:
                 _check_header(image, path)
-                image.load()
-                turned = ImageOps.exif_transpose(image)
+                if decode:
+                    image.load()
+                    turned = ImageOps.exif_transpose(image)
+                else:
+                    turned = image
     except _Refused as refusal:
         raise ValueError(str(refusal)) from None
     except Exception as error:  # decoders of broken files raise some twenty kinds, from SyntaxError to struct.error
@@ -65,6 +88,16 @@ def _check_header(image: Image.Image, path: Path) -> None:
                 if offset + count > size:
                     name = TiffTags.lookup(offsets).name
                     raise _Refused(f"{path} is truncated: {name} points beyond its {size} bytes; copy the file again.")
+
+
+def picture_kind(path: Path) -> str:
+    """Depth and colours of a picture, from its header: `8-bit grey`, `16-bit grey`, `8-bit RGB`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_picture` does.
+    """
+    with open_picture(path, decode=False) as image:
+        return _KINDS.get(image.mode, image.mode)
 
 
 def read_raw(path: Path) -> NDArray[np.generic]:

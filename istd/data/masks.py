@@ -2,12 +2,12 @@
 
 With v a mask's values and M the largest of them,
 
-    target = v > 0,  unless the pixels with 0 < v <= 0.04 M outnumber those above: then target = v > M / 2.
+    target = v > 0,  unless M >= 128 and the pixels with 0 < v <= M / 8 outnumber those above: then target = v > M / 2.
 
 The first case is the rule of the published counts: it reads masks of 0 and 255, of 0 and 1, of several labels, and
 those with anti-aliased edges (85 of IRSTD-1k's 1,001 masks hold a few values in between; all values above 0 make its
 published 1,495 targets). The second is for masks whose levels were rounded, such as those saved as JPEG, whose
-background is not 0 but 1 to 8 of 255.
+background is not 0 but a few of 255 levels; M tells them from masks that number their targets.
 """
 
 from pathlib import Path
@@ -19,7 +19,8 @@ from PIL import Image
 
 from istd.data.images import open_picture
 
-FAINT = 0.04  # of the largest value, 10 of 255: what rounding and JPEG at quality 90 leave around 0
+FAINT = 1 / 8  # of the largest value: more than what rounding, and JPEG at quality 75, leave around 0
+WHITE = 128  # from here on the largest value is a grey level, below it the number of a label
 LARGEST_SHARE = 0.5  # of the pixels may be target; more is an inverted mask or a photograph
 LARGEST_BETWEEN = 0.05  # of the pixels may lie between background and target level; edges of targets are far fewer
 
@@ -69,7 +70,7 @@ def read_true_mask(path: Path) -> TrueMask:
     largest = levels[-1]
     faint = (levels > 0) & (levels <= FAINT * largest)
     solid = levels > FAINT * largest
-    rounded = bool(counts[faint].sum() > counts[solid].sum())
+    rounded = largest >= WHITE and bool(counts[faint].sum() > counts[solid].sum())
     near_binary = int((levels > 0).sum()) > 1
     between = counts[solid & (levels < (1 - FAINT) * largest)].sum() / values.size
     if near_binary and between > LARGEST_BETWEEN:

@@ -247,7 +247,7 @@ def break_one_pixel(f):
         (break_point_size, "both must have the same size"),
         (break_one_mask, "1 of the 3 images in the 'train' split .* have no mask, first 'im1'"),
         (break_mask_size, r"'im1' is 48x40.*48x41"),
-        (break_mask_levels, "is not a mask: 91 % of its pixels lie between"),
+        (break_mask_levels, "is not a mask: 75 % of its pixels lie between"),
         (break_empty_split, "'val' split .* is empty"),
         (break_two_splits, "'im2' stands in both 'train' and 'val'"),
         (break_unknown_name, "names 'nobody'"),
