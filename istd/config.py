@@ -29,6 +29,8 @@ CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
     "scam_pooling": ("attention", "mean"),
     "scam_stages": ("all", "last"),
     "scam_injection": ("affine", "concat"),
+    "scam_start": ("identity", "random"),
+    "vfm_tokens": ("normed", "published"),
     "variant": VARIANTS,
     "descriptors": ("statistics", "vfm"),
     "cluster_sharing": ("none", *SHARINGS),
@@ -71,6 +73,7 @@ class Config:
         initial: rule that draws the start masks.
         leaks_mask_area: let the rule know the size class of each target, from its true mask, as the sources of
             diffuse-to-detect and MCLC do; more supervision than points, marked in every table.
+        crf: refine the masks of "monte-carlo" and "diffusion" by a DenseCRF, as published (extra `crf`).
         evolve_from: label evolution starts after this share of the epochs (published: 0.2 of 300).
         evolve_until: share of the epochs after which labels stay; the releases let them evolve to the end (1).
         evolve_every: period of label updates in epochs.
@@ -86,11 +89,14 @@ class Config:
         vfm_random: use random weights, labelled as such everywhere.
         vfm_view: "image" (whole image, features computed once) or "crop" (published).
         vfm_size: side that the VFM sees in the image view.
+        vfm_tokens: "normed": every block's tokens pass the final norm, or "published": the embedding output is a map
+            too, and the last block's tokens alone are normed.
         scam_strength: strength of the modulation; None takes the student's own (0.12 for ALCL-Net, 0.55 for MLCL-Net).
         scam_fusion: over the VFM's depths, "soft" or "last" (the last depth alone).
         scam_pooling: over tokens, "attention" or "mean".
         scam_stages: which encoder stages are modulated, "all" or "last".
         scam_injection: "affine" or "concat".
+        scam_start: "identity", or (published) "random".
         scam_gate: weight of the gate penalty; 0 leaves it out.
         share_batch_norm: let teacher and student update one set of BatchNorm statistics, as published.
         variant: hypergradient of the sample weights: "implicit" (exact through one step), "gauss-newton", or
@@ -142,6 +148,7 @@ class Config:
     on_target: float = 0.7
     initial: str = "half-maximum"
     leaks_mask_area: bool = False
+    crf: bool = False
     evolve_from: float = 0.2
     evolve_until: float = 0.8
     evolve_every: int = 5
@@ -157,11 +164,13 @@ class Config:
     vfm_random: bool = False
     vfm_view: str = "image"
     vfm_size: int = 256
+    vfm_tokens: str = "normed"
     scam_strength: float | None = None
     scam_fusion: str = "soft"
     scam_pooling: str = "attention"
     scam_stages: str = "all"
     scam_injection: str = "affine"
+    scam_start: str = "identity"
     scam_gate: float = 5e-3
     share_batch_norm: bool = False
     variant: str = "implicit"

@@ -31,6 +31,7 @@ from istd.labels import (
     LearnedLabels,
     PseudoMasks,
     point_maps,
+    with_crf,
 )
 from istd.methods import METHODS, hypergradient_variant
 from istd.metrics import evaluate_masks
@@ -74,7 +75,7 @@ class Experiment:
     def __post_init__(self) -> None:
         config, dataset = self.config, self.dataset
         self.method = METHODS[config.method]
-        learns = config.labels_lr > 0 and not config.leaks_mask_area
+        learns = config.labels_lr > 0 and not config.leaks_mask_area and not config.crf
         self.draws = self.method.draws and config.initial == "diffusion" and learns
         self.precision = config.precision if has_bfloat16(self.device) else "float32"
         torch.manual_seed(config.seed)
@@ -124,6 +125,8 @@ class Experiment:
             drawn.fix(self.validation, [drawn.start[i] for i in self.validation])
             return drawn
         rule = INITIAL_MASKS[self.config.initial]
+        if self.config.crf:
+            rule = with_crf(rule)
         if self.config.leaks_mask_area:
             rule = self._with_truth(AreaPrior(rule))
         labels = PseudoMasks(self.samples, rule, admit_all=not self.method.evolves)
@@ -141,7 +144,9 @@ class Experiment:
 
     def _load_vfm(self) -> FrozenVFM:
         c = self.config
-        return load_vfm(c.vfm, c.vfm_weights, c.vfm_random).to(self.device)
+        published = c.vfm_tokens == "published"
+        vfm = load_vfm(c.vfm, c.vfm_weights, c.vfm_random, embedding=published, norm="last" if published else "all")
+        return vfm.to(self.device)
 
     def _teacher(self, vfm: FrozenVFM) -> Teacher:
         c = self.config
@@ -160,6 +165,7 @@ class Experiment:
             pooling=c.scam_pooling,
             stages=c.scam_stages,
             injection=c.scam_injection,
+            start=c.scam_start,
         )
         return Teacher(self.student, scam, c.share_batch_norm).to(self.device)
 

@@ -1,6 +1,7 @@
 """Pseudo-masks: how they start from points, evolve with a teacher, and when a hard sample is admitted."""
 
 from istd.labels.canny import CannyContour
+from istd.labels.crf import DenseCRF, with_crf
 from istd.labels.diffusion import DiffusionMask, HeatDiffusion
 from istd.labels.evolution import LabelEvolution
 from istd.labels.hard_samples import HardSampleAdmission
@@ -15,6 +16,7 @@ __all__ = [
     "INITIAL_MASKS",
     "AreaPrior",
     "CannyContour",
+    "DenseCRF",
     "DiffusedMasks",
     "DiffusionMask",
     "HalfMaximum",
@@ -29,4 +31,5 @@ __all__ = [
     "PseudoMasks",
     "Square",
     "point_maps",
+    "with_crf",
 ]

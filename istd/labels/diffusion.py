@@ -15,7 +15,7 @@ the half-maximum rule at which a pixel belongs to the peak, in place of a SLIC s
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.data.points import Points
+from istd.labels.crf import DenseCRF
 from istd.labels.initial import INITIAL_MASKS, HalfMaximum, Image, InitialMask, window_around
 
 BINS = 8  # of the local histogram whose entropy is taken
@@ -189,10 +190,14 @@ class DiffusionMask:
     Attributes:
         model: the diffusion.
         rule: where windows, peaks and the regions S come from.
+        crf: refines the mask in each window, as the release does, or None.
     """
 
     model: HeatDiffusion
     rule: HalfMaximum = field(default_factory=HalfMaximum)
+    crf: DenseCRF | None = None
+
+    released_crf: ClassVar[DenseCRF] = DenseCRF(bilateral=(8, 10, 110), iterations=5)
 
     def __call__(self, image: Image, points: Points) -> InitialMask:
         """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
@@ -204,7 +209,7 @@ class DiffusionMask:
             found = cut_windows(image, points[waiting], half, self.rule)
             done = found.accepted > 0
             if done.any():
-                self._paint(mask, found, done, half)
+                self._paint(mask, image, found, done, half)
             reliable[waiting[done]] = 2 * found.accepted[done] >= len(self.rule.levels)
             waiting = waiting[~done]
         for row, col in points[waiting].tolist():
@@ -213,12 +218,15 @@ class DiffusionMask:
         return InitialMask(mask, reliable)
 
     @torch.no_grad()
-    def _paint(self, mask: NDArray[np.bool_], found: Windows, chosen: NDArray[np.bool_], half: int) -> None:
+    def _paint(
+        self, mask: NDArray[np.bool_], image: Image, found: Windows, chosen: NDArray[np.bool_], half: int
+    ) -> None:
         soft = self.model(torch.from_numpy(found.contrast[chosen]), torch.from_numpy(found.region[chosen]))
         for window, (row, col) in zip((soft >= 0.5).numpy(), found.peaks[chosen].tolist(), strict=True):
             rows, cols, r, c = window_around(mask.shape, row, col, half)
             top, left = half - r, half - c
-            mask[rows, cols] |= window[top : top + rows.stop - rows.start, left : left + cols.stop - cols.start]
+            inside = window[top : top + rows.stop - rows.start, left : left + cols.stop - cols.start]
+            mask[rows, cols] |= inside if self.crf is None else self.crf(inside, image[rows, cols])
 
 
 INITIAL_MASKS.register("diffusion", DiffusionMask(HeatDiffusion()))

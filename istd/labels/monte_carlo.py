@@ -1,12 +1,14 @@
 """MCLC: a pseudo-mask by clustering superpixels of many noisy copies of the window around a point."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import slic
 
 from istd.data.points import Points
+from istd.labels.crf import DenseCRF
 from istd.labels.initial import INITIAL_MASKS, Image, InitialMask, window_around
 
 
@@ -14,20 +16,22 @@ from istd.labels.initial import INITIAL_MASKS, Image, InitialMask, window_around
 class MonteCarloClustering:
     """The start of MCLC: how often a pixel shares the point's superpixel when salt noise is drawn anew.
 
-    In a window around the point, `repeats` times: set a share `noise` of the pixels to white, cut the window into
-    `segments` superpixels (SLIC), and count the one that holds the point. With h the counts, the mask is
-    {h > max(h) / 2}. The release refines h by a dense conditional random field and takes the window's size from the
-    true mask's area; neither is done here: the window has one size, that of the largest small target and a margin.
+    In a window around the point, taken as a colour image, `repeats` times: set a share `noise` of the values of each
+    channel to 1 (so that 1 - (1 - noise)^3 of the pixels change), cut the window into `segments` superpixels (SLIC),
+    and count the one that holds the point. With h the counts, the mask is {h > max(h) / 2}. The release refines
+    h / max(h) by a dense conditional random field (`crf`) and takes the window's size from the true mask's area
+    (`AreaPrior`); here neither is done unless asked: the window has the size of the largest small target and a margin.
 
     Attributes:
         repeats: number of noisy copies; published 50 in the code.
-        noise: share of white pixels; published 0.05.
+        noise: share of white values in each of three channels; published 0.05.
         segments: superpixels a window; published 9.
         compactness: of SLIC; published 20.
         half: half side of the window: 81 px of the SPIE definition is 9x9, and 4 px of margin on each side.
-        seed: of the noise, together with the point's place.
+        seed: of the noise, together with the point's place; the release has none.
+        crf: refines h / max(h) in the place of the threshold, or None.
 
-    Source: Li et al. (MCLC, ICCV 2023), as measured from its released code.
+    Source: Li et al. (MCLC, ICCV 2023) and its released code.
     """
 
     repeats: int = 50
@@ -36,24 +40,34 @@ class MonteCarloClustering:
     compactness: float = 20.0
     half: int = 8
     seed: int = 0
+    crf: DenseCRF | None = None
+
+    released_crf: ClassVar[DenseCRF] = DenseCRF(bilateral=(32, 13, 10), smoothness=(3, 3), iterations=1)
 
     def __call__(self, image: Image, points: Points) -> InitialMask:
         """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
         mask = np.zeros(image.shape, dtype=bool)
         for row, col in points.tolist():
             rows, cols, r, c = window_around(image.shape, row, col, self.half)
-            counts = self._counts(image[rows, cols], r, c, np.random.default_rng((self.seed, row, col)))
-            mask[rows, cols] |= 2 * counts > counts.max()
+            window = image[rows, cols]
+            counts = self._counts(window, r, c, np.random.default_rng((self.seed, row, col)))
+            likely = 2 * counts > counts.max() if self.crf is None else self.crf(counts / counts.max(), window)
+            mask[rows, cols] |= likely
         return InitialMask(mask, np.ones(len(points), dtype=bool))
 
     def _counts(self, window: Image, row: int, col: int, rng: np.random.Generator) -> NDArray[np.int64]:
         counts = np.zeros(window.shape, dtype=np.int64)
         for _ in range(self.repeats):
-            noisy = np.where(rng.random(window.shape) < self.noise, 1.0, window)
             # As a colour image: SLIC then measures lightness from 0 to 100, to which the published compactness belongs.
-            parts = slic(np.stack([noisy] * 3, axis=-1), n_segments=self.segments, compactness=self.compactness)
+            noisy = self.salted(window, rng)
+            parts = slic(noisy, n_segments=self.segments, compactness=self.compactness)
             counts += parts == parts[row, col]
         return counts
+
+    def salted(self, window: Image, rng: np.random.Generator) -> NDArray[np.float64]:
+        """`(h, w)` -> `(h, w, 3)` with salt noise, drawn for each channel alone."""
+        colour = np.repeat(window[..., None].astype(np.float64), 3, axis=2)
+        return np.where(rng.random(colour.shape) < self.noise, 1.0, colour)
 
 
 INITIAL_MASKS.register("monte-carlo", MonteCarloClustering())

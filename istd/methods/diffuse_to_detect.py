@@ -25,7 +25,7 @@ Where it departs from paper and release, and why:
 - The weight network sees what can be computed from the image, not 16 quantities of the running detector, of which one
   was never released and three are zero where they are used.
 - `outer_labels="points"` judges by nothing but the points: a target at each, silence far from all.
-- DenseCRF is left out: a dependency that does not build, for masks that the diffusion already closes.
+- DenseCRF is an option (`crf=True`, extra `crf`); with it, as with areas, the numbers stay where they start.
 """
 
 from istd.methods.registry import METHODS, Method

@@ -6,8 +6,8 @@ masks follows.
 
 Where it departs from the release:
 
-- The release takes the window's size from the true mask's area, and refines with DenseCRF. Here the window is fixed,
-  and there is no such refinement (`istd.labels.monte_carlo`); `leaks_mask_area=True` gives the area back.
+- The release takes the window's size from the true mask's area (`leaks_mask_area=True`) and refines with DenseCRF
+  (`crf=True`). By default the window is fixed and the counts are cut at half of their maximum.
 - Training is the harness's: the row differs from `plain` by its start masks alone.
 """
 

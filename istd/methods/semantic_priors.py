@@ -27,7 +27,8 @@ Where it departs from paper and release, and how to get the published value back
   alarms admit a hard image (`alarms=5`); labels stay in the last fifth of the schedule (`evolve_until=1`).
 - The number of clusters follows the validation split (`clusters=256`), they are fitted without test images
   (`transductive=True`), and may share what they learn (`cluster_sharing`).
-- The VFM sees the whole image once and its tokens are cached (`vfm_view="crop"`); it stays in eval mode; BatchNorm
+- The VFM sees the whole image once and its tokens are cached (`vfm_view="crop"`); it stays in eval mode; every
+  block's tokens are normed (`vfm_tokens="published"`); SCAM starts as the identity (`scam_start="random"`); BatchNorm
   keeps separate statistics for modulated features (`share_batch_norm=True`).
 - The checkpoint is chosen on validation (`select_on="test"`), of averaged weights (`averaging=0`).
 """

@@ -16,7 +16,8 @@ class SCAM(nn.Module):
     4. Gate: `gamma_l <- 1 + tanh(gamma_l * u_l)` with u_l learned from 1 and penalised by |u_l|_1.
     5. `f_l <- (1 + s (gamma_l - 1)) f_l + s beta_l`, broadcast over space, strength s.
 
-    The options take these apart, as the paper's table 4 does; each of them starts as the identity too.
+    The options take these apart, as the paper's table 4 does; each of them starts as the identity too, unless `start`
+    says otherwise.
 
     Args:
         depth: K.
@@ -29,11 +30,14 @@ class SCAM(nn.Module):
         stages: `all`, or `last`: the deepest stage alone is modulated.
         injection: `affine`, or `concat`: `f_l <- f_l + s conv1x1([f_l, h])` with h the MLP's hidden layer, instead of
             steps 3 to 5.
+        start: `identity`, or `random`: the last layer starts like any other, as published, so that the teacher begins
+            with features that are modulated at random.
 
     Raises:
         ValueError: for an unknown option.
 
-    Source: semantic-priors (2026), equations 4 to 6 and table 4; the strength stands in the released code only.
+    Source: semantic-priors (2026), equations 4 to 6 and table 4; the strength and steps 1 to 5 as its released
+    code computes them. The start at the identity is ours.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class SCAM(nn.Module):
         pooling: str = "attention",
         stages: str = "all",
         injection: str = "affine",
+        start: str = "identity",
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -55,6 +60,7 @@ class SCAM(nn.Module):
             ("pooling", pooling, ("attention", "mean")),
             ("stages", stages, ("all", "last")),
             ("injection", injection, ("affine", "concat")),
+            ("start", start, ("identity", "random")),
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
@@ -66,7 +72,8 @@ class SCAM(nn.Module):
         self.affine = nn.Linear(hidden, 2 * sum(modulated)) if injection == "affine" else None
         self.concat = nn.ModuleList(nn.Conv2d(c + hidden, c, 1) for c in modulated) if injection == "concat" else None
         self.embed = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU())
-        for layer in (*([self.affine] if self.affine is not None else []), *(self.concat or [])):
+        last = [*([self.affine] if self.affine is not None else []), *(self.concat or [])]
+        for layer in last if start == "identity" else []:
             nn.init.zeros_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)

@@ -36,18 +36,23 @@ class FrozenVFM(nn.Module):
         name: its timm name.
         pretrained: whether its weights are trained; tables and reports carry this.
         embedding: also return the embedding output in front of the first block, as the release of semantic-priors does.
+        norm: which token maps pass the model's final norm: `"all"`, or `"last"`: the last alone, as that release does.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, name: str, pretrained: bool, embedding: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, pretrained: bool, embedding: bool = False, norm: str = "all"
+    ) -> None:
         import timm
 
         super().__init__()
+        if norm not in ("all", "last"):
+            raise ValueError(f"`norm` must be 'all' or 'last', got {norm!r}.")
         frozen: Any = model.eval().requires_grad_(False)
         self.model: Any = frozen
-        self.name, self.pretrained, self.embedding = name, pretrained, embedding
+        self.name, self.pretrained, self.embedding, self.norm = name, pretrained, embedding, norm
         config = timm.data.resolve_model_data_config(model)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -77,7 +82,7 @@ class FrozenVFM(nn.Module):
             size: resize to `size x size` first; else sides are resized to the next multiple of the patch.
 
         Returns:
-            `(B, K, N, D)`, block by block, prefix tokens removed, each normalised by the model's final norm.
+            `(B, K, N, D)`, block by block, prefix tokens removed, normalised by the model's final norm as `norm` says.
         """
         target = (size, size) if size else tuple(-(-s // self.patch) * self.patch for s in images.shape[-2:])
         if self.fixed_size is not None:
@@ -89,7 +94,9 @@ class FrozenVFM(nn.Module):
         hook = None
         if self.embedding:
             hook = self.model.blocks[0].register_forward_pre_hook(lambda _, inputs: first.append(inputs[0]))
-        _, maps = self.model.forward_intermediates(x, norm=True, output_fmt="NLC")
+        _, maps = self.model.forward_intermediates(x, norm=self.norm == "all", output_fmt="NLC")
+        if self.norm == "last":
+            maps = [*maps[:-1], self.model.norm(maps[-1])]
         if hook is not None:
             hook.remove()
             prefix = first[0].shape[1] - maps[0].shape[1] if first[0].ndim == 3 else 0
@@ -97,7 +104,9 @@ class FrozenVFM(nn.Module):
         return torch.stack(maps, dim=1)
 
 
-def load_vfm(name: str, weights: Path | str | None = None, random: bool = False, embedding: bool = False) -> FrozenVFM:
+def load_vfm(
+    name: str, weights: Path | str | None = None, random: bool = False, embedding: bool = False, norm: str = "all"
+) -> FrozenVFM:
     """Build a frozen VFM.
 
     Args:
@@ -105,6 +114,7 @@ def load_vfm(name: str, weights: Path | str | None = None, random: bool = False,
         weights: local file with its weights, in timm's or the original DINOv3 key format.
         random: use random weights, seeded by torch's generator.
         embedding: also return the embedding output as a token map.
+        norm: which token maps are normalised, `"all"` or `"last"`.
 
     Raises:
         ValueError: for an unknown name, a model that is no ViT, or both `weights` and `random`.
@@ -129,7 +139,7 @@ def load_vfm(name: str, weights: Path | str | None = None, random: bool = False,
         raise VFMWeightsError(f"{source} does not fit the VFM {name!r} ({type(error).__name__}). {REMEDY}") from error
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "blocks"):
         raise ValueError(f"`vfm` {name!r} is not a vision transformer; SCAM needs the token maps of its blocks.")
-    return FrozenVFM(model, name, pretrained=not random, embedding=embedding)
+    return FrozenVFM(model, name, pretrained=not random, embedding=embedding, norm=norm)
 
 
 def vfm_names() -> list[str]:

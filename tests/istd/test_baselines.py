@@ -1,6 +1,7 @@
 """The baselines: their losses, label rules and start masks against cases worked by hand, and whole small runs."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.experiment import Experiment
 from istd.export import load_student
 from istd.hooks import LabelUpdates
-from istd.labels import INITIAL_MASKS, LabelEvolution, MonteCarloClustering, PseudoMasks
+from istd.labels import INITIAL_MASKS, DenseCRF, LabelEvolution, MonteCarloClustering, PseudoMasks, with_crf
 from istd.losses import edge_ohem, soft_focal
 from istd.metrics import HolisticScore, evaluate_masks
 from istd.run import run
@@ -108,6 +109,51 @@ def test_monte_carlo_superpixels_find_bright_targets_and_repeat():
     assert found["Pd"] > 0.5
     assert square["IoU"] > 0  # the comparison exists
     assert np.array_equal(masks[0], rule(scenes[0].image, scenes[0].points).mask)
+
+
+def test_salt_hits_each_channel_alone():
+    """A pixel changes where one of its three values does: 1 - 0.95^3 = 14.26 % (120,000 pixels: sd 0.1 %)."""
+    window = np.full((300, 400), 0.5, dtype=np.float32)
+    salted = MonteCarloClustering().salted(window, np.random.default_rng(0))
+    assert salted.shape == (300, 400, 3)
+    assert set(np.unique(salted)) == {0.5, 1.0}
+    assert (salted == 1).mean() == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 360_000))
+    assert (salted == 1).any(axis=2).mean() == pytest.approx(1 - 0.95**3, abs=0.004)
+
+
+def test_only_rules_whose_source_has_a_crf_take_one():
+    assert with_crf(INITIAL_MASKS["monte-carlo"]).crf == DenseCRF((32, 13, 10), (3, 3), 1)
+    assert with_crf(INITIAL_MASKS["diffusion"]).crf == DenseCRF((8, 10, 110), None, 5)
+    with pytest.raises(ValueError, match="'monte-carlo' and 'diffusion'"):
+        with_crf(INITIAL_MASKS["half-maximum"])
+
+
+def test_without_its_extra_the_crf_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    with pytest.raises(ModuleNotFoundError, match=r"bilevel-istd\[crf\]"):
+        DenseCRF((8, 10, 110))(np.zeros((4, 4)), np.zeros((4, 4), np.float32))
+
+
+def test_the_crf_follows_edges_and_keeps_what_is_certain():
+    """A certain half of a bright square pulls the undecided other half along; dark pixels stay background."""
+    pytest.importorskip("pydensecrf", reason="needs the extra `crf` (pydensecrf2)")
+    image = np.full((16, 16), 0.2, np.float32)
+    image[5:11, 5:11] = 0.8
+    belief = np.full((16, 16), 0.1)
+    belief[5:11, 5:8], belief[5:11, 8:11] = 0.95, 0.5
+    assert np.array_equal(DenseCRF((8, 10, 110), iterations=5)(belief, image), image > 0.5)
+    # No iteration: the likelier class of each pixel alone; equal chances are background.
+    assert np.array_equal(DenseCRF((8, 10, 110), iterations=0)(belief, image), belief > 0.5)
+
+
+def test_start_masks_with_a_crf():
+    pytest.importorskip("pydensecrf", reason="needs the extra `crf` (pydensecrf2)")
+    scenes = synthetic_dataset(6, 1, 1, SceneConfig(size=64)).train
+    for name in ("monte-carlo", "diffusion"):
+        rule = with_crf(INITIAL_MASKS[name])
+        found = evaluate_masks([(rule(s.image, s.points).mask, s.truth()) for s in scenes])
+        assert found["IoU"] > 0.3
+        assert not rule(scenes[0].image, np.zeros((0, 2), dtype=np.int64)).mask.any()
 
 
 @pytest.mark.parametrize("method", ["diffuse-to-detect", "lesps", "pal", "mclc"])

@@ -176,6 +176,40 @@ def test_scam_starts_as_the_identity_and_learns_in_all_its_parts(options, seed):
     assert all(p.grad is not None and p.grad.abs().max() > 1e-6 for p in module.parameters())
 
 
+def test_the_published_start_of_scam_is_random():
+    features, tokens = [torch.ones(2, 4, 8, 8), torch.ones(2, 8, 4, 4)], torch.ones(2, 3, 7, 6)
+    out = scam(start="random")(features, tokens)
+    assert not torch.equal(out[0], features[0])
+    assert sum(p.numel() for p in scam(start="random").parameters()) == sum(p.numel() for p in scam().parameters())
+    with pytest.raises(ValueError, match="`start` must be one of identity, random"):
+        scam(start="zero")
+
+
+def test_published_tokens_are_the_embedding_and_all_blocks_with_the_last_one_normed():
+    """By hand: the blocks one after another, prefix tokens dropped, the final norm on the last map alone."""
+    torch.manual_seed(0)
+    vfm = load_vfm("vit_tiny_patch16_224", random=True, embedding=True, norm="last")
+    image = torch.rand(2, 1, 32, 48)
+    found = vfm.tokens(image)
+    assert found.shape == (2, 13, 6, 192)
+    model = vfm.model
+    seen = []
+    hooks = [block.register_forward_hook(lambda _, inputs, out: seen.append(out)) for block in model.blocks]
+    hooks.append(model.patch_embed.register_forward_hook(lambda _, inputs, out: seen.append(out)))
+    normed = load_vfm("vit_tiny_patch16_224", random=True).tokens(image).shape
+    assert normed == (2, 12, 6, 192)
+    with torch.no_grad():
+        final = model.forward_features((image.expand(-1, 3, -1, -1) - vfm.mean) / vfm.std)
+    for hook in hooks:
+        hook.remove()
+    blocks = seen[1:]
+    for k in range(11):
+        torch.testing.assert_close(found[:, k + 1], blocks[k][:, 1:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[:, 12], final[:, 1:], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="`norm` must be 'all' or 'last'"):
+        load_vfm("vit_tiny_patch16_224", random=True, norm="first")
+
+
 def test_scam_takes_its_options_at_their_word():
     features, tokens = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)], torch.randn(2, 3, 7, 6)
     last = scam(stages="last")
