@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel.forward_rules import DifferentiableNormalisation
 from bilevel.tree import Layout, Tree, detach, differentiate, gradient, leaves, ravel, rebuild, unravel, vector_jacobian
 
 InnerLoss = Callable[[Tree, Tree], Tensor]
@@ -127,7 +128,25 @@ def reverse_over_forward(
 def directional_derivative(
     function: Callable[..., Any], values: Sequence[Tensor], tangents: Sequence[Tensor]
 ) -> tuple[Any, Any]:
-    """Outputs of a function and their derivatives along tangents, by forward mode."""
+    """`f(x)` and `J v`: outputs of a function and their derivatives along tangents, by forward mode.
+
+    Both may be differentiated again: normalisation layers in training mode, for which torch's own forward rules give a
+    wrong derivative of a derivative, are composed of operations that give the right one (`bilevel.forward_rules`).
+
+    Args:
+        function: `f(*values) -> tensor or tree of tensors`.
+        values: x, one tensor per argument.
+        tangents: v, of the shapes and dtypes of `values`.
+
+    Raises:
+        NotImplementedError, RuntimeError: from torch, for an operation without a forward-mode rule.
+    """
+    with DifferentiableNormalisation():
+        return push_forward(function, values, tangents)
+
+
+def push_forward(function: Callable[..., Any], values: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Any, Any]:
+    """The same by torch's rules as they are: right where nobody differentiates the result again."""
     with warnings.catch_warnings():
         # Loading torch's forward rules warns of a deprecated call inside torch.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     "bilevel": [
-        ["results", "tree", "registry", "checkpoint"],
+        ["results", "tree", "registry", "checkpoint", "forward_rules"],
         ["inner_optimizers", "linear_solvers", "reweighting", "products"],
         ["problem"],
         ["modules", "batched"],

@@ -18,7 +18,7 @@ from bilevel.hypergradients.inner_steps import (
 )
 from bilevel.inner_optimizers import OptimizerLike, apply_updates, bind
 from bilevel.problem import BilevelProblem, evaluate
-from bilevel.products import directional_derivative
+from bilevel.products import push_forward
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, detach, leaves, norm, rebuild
 
@@ -137,7 +137,7 @@ def _push(function: Any, values: list[Tensor], tangents: list[Tensor]) -> tuple[
     """Outputs of a function and their derivatives along all tangents at once."""
 
     def one(*along: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        return directional_derivative(function, values, along)
+        return push_forward(function, values, along)
 
     dims: Any = (None, 0)
     outputs, pushed = torch.func.vmap(one, out_dims=dims)(*tangents)

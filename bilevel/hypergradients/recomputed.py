@@ -1,7 +1,6 @@
 """Reverse mode with one inner graph at a time: exact, and small in memory for any number of steps."""
 
 import math
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,14 +23,11 @@ from bilevel.hypergradients.inner_steps import (
     tensors_of,
     zero_cotangents,
 )
+from bilevel.hypergradients.product_choice import PRODUCTS, ProductChoice
 from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
 from bilevel.problem import BilevelProblem, evaluate
-from bilevel.products import reverse_over_forward, reverse_over_reverse
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, rebuild, vector_jacobian, zeros_like
-
-Products = Callable[..., tuple[Tree | None, Tree]]
-PRODUCTS: dict[str, Products] = {"reverse": reverse_over_reverse, "forward": reverse_over_forward}
 
 
 @dataclass(frozen=True)
@@ -53,13 +49,18 @@ class RecomputedUnrolled:
         optimizer: see `Unrolled`.
         steps: T.
         products: `reverse` (reverse over reverse: quick on small dense nets), `forward` (reverse over forward: quick on
-            convolutions with normalisation), or `auto`: the first backward steps on a problem try and time both, and
-            what was quicker stays. The two differ by rounding, so fix one where runs must repeat bit for bit.
+            convolutions with normalisation), or `auto`: the first backward steps on a problem compare and time both,
+            and what was quicker stays. Forward products that are not equal to the reverse ones to rounding (see
+            `ProductChoice`), or that some operation does not offer, are not used. As the two differ by rounding, fix
+            one where runs must repeat bit for bit. `stats["products"]` names the one that was used.
         start: see `Unrolled`.
         state: see `Unrolled`.
 
     Raises:
         ValueError: if a setting is impossible, or the inner loss does not depend on the inner variables.
+
+    Warns:
+        HypergradientWarning: if `products="forward"` had to be given up.
 
     Source: Maclaurin, Duvenaud and Adams (2015) for the adjoint; the replay from gradients needs no reversible step.
     """
@@ -69,7 +70,7 @@ class RecomputedUnrolled:
     products: str = "auto"
     start: Start | None = None
     state: Any = None
-    _trials: "weakref.WeakKeyDictionary[BilevelProblem, dict[bool, _Trial]]" = field(
+    _choices: "weakref.WeakKeyDictionary[BilevelProblem, dict[bool, ProductChoice]]" = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False, compare=False
     )
 
@@ -89,19 +90,16 @@ class RecomputedUnrolled:
         sweep = _Sweep(problem, self.optimizer, detach(outer), batches, self.steps)
         final = sweep.forward(as_leaves(beginning))
         outer_part = outer_gradients(problem, final.inner, outer, outer_batch)
+        choices = self._choices.setdefault(problem, {whole: ProductChoice(self.products) for whole in (True, False)})
         cotangents, indirect = sweep.backward(
-            zero_cotangents(final, outer_part.inner), self._products(problem), self.start is not None
+            zero_cotangents(final, outer_part.inner), choices, through_start=self.start is not None
         )
         if self.start is not None:
             indirect = add(indirect, vector_jacobian(beginning.inner, a, rebuild(inner, cotangents)))
         assert sweep.facts is not None
-        return assemble(outer_part, indirect, sweep.facts.stats("recomputed", self.steps, problem.lead))
-
-    def _products(self, problem: BilevelProblem) -> Products:
-        if self.products != "auto":
-            return PRODUCTS[self.products]
-        trials = self._trials.setdefault(problem, {True: _Trial(), False: _Trial()})
-        return lambda *args, hessian: trials[hessian](*args, hessian=hessian)
+        used = choices[self.steps > 1 or self.start is not None].used
+        stats = sweep.facts.stats("recomputed", self.steps, problem.lead) | {"products": used}
+        return assemble(outer_part, indirect, stats)
 
 
 class _Sweep:
@@ -136,7 +134,9 @@ class _Sweep:
             point = self._advance(rule, point, grads)
         return point
 
-    def backward(self, cotangents: list[Tensor], products: Products, through_start: bool) -> tuple[list[Tensor], Tree]:
+    def backward(
+        self, cotangents: list[Tensor], choices: dict[bool, ProductChoice], through_start: bool
+    ) -> tuple[list[Tensor], Tree]:
         """Adjoints of the first inner variables (unfinished unless `through_start`) and of the outer variables."""
         indirect = zeros_like(self.outer)
         n = len(self.history)
@@ -149,14 +149,9 @@ class _Sweep:
                 point = points.pop()
                 cotangents, part = self._pull_through_rule(point, t, cotangents)
                 gamma = rebuild(point.inner, cotangents[:n])
-                batch = self._batch(t)
-
-                def loss(w: Tree, a: Tree, batch: Any = batch) -> Tensor:
-                    return evaluate(self.problem, "inner_loss", w, a, batch)
-
+                whole = through_start or t > 0
                 variables = as_variables(point.inner), as_variables(self.outer)
-                with self.random[t].replayed():
-                    bent, mixed = products(loss, *variables, gamma, hessian=through_start or t > 0)
+                bent, mixed = choices[whole](self._loss(t), *variables, gamma, hessian=whole)
                 own = cotangents[n : 2 * n]
                 if bent is not None:
                     own = [x + h for x, h in zip(own, leaves(bent), strict=True)]
@@ -182,42 +177,17 @@ class _Sweep:
             updates, state = rule.update(grads, point.state, params=point.inner, inplace=False)
             return as_leaves(Point(apply_updates(point.inner, updates), state))
 
+    def _loss(self, t: int) -> Callable[[Tree, Tree], Tensor]:
+        """The inner loss of step t, with the random numbers that it drew the first time."""
+
+        def loss(w: Tree, a: Tree) -> Tensor:
+            with self.random[t].replayed():
+                return evaluate(self.problem, "inner_loss", w, a, self._batch(t))
+
+        return loss
+
     def _gradient(self, t: int, like: Point) -> Tree:
         return rebuild(like.inner, [block[t] for block in self.history])
 
     def _batch(self, t: int) -> Any:
         return self.batches[t % len(self.batches)]
-
-
-class _Trial:
-    """Alternates both kinds of product, times the second round, and settles on the quicker."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.seconds: dict[str, float] = {}
-        self.best: Products | None = None
-
-    def __call__(self, loss: Any, inner: Tree, outer: Tree, vector: Tree, *, hessian: bool) -> tuple[Tree | None, Tree]:
-        if self.best is not None:
-            return self.best(loss, inner, outer, vector, hessian=hessian)
-        name = list(PRODUCTS)[self.calls % len(PRODUCTS)]
-        started = _now(vector)
-        try:
-            out = PRODUCTS[name](loss, inner, outer, vector, hessian=hessian)
-        except (NotImplementedError, RuntimeError):
-            if name == "reverse":
-                raise
-            self.best = reverse_over_reverse  # an operation without a forward-mode rule
-            return self.best(loss, inner, outer, vector, hessian=hessian)
-        self.seconds[name] = _now(vector) - started
-        self.calls += 1
-        if self.calls == 2 * len(PRODUCTS):
-            self.best = PRODUCTS[min(self.seconds, key=self.seconds.__getitem__)]
-        return out
-
-
-def _now(tree: Tree) -> float:
-    device = device_of(tree)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

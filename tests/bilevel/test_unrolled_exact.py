@@ -189,7 +189,7 @@ def test_the_quicker_product_is_remembered_per_problem():
     problem, w, a, batches = logistic_problem()
     method = RecomputedUnrolled(bilevel.sgd(0.1), 6)
     hypergradient(problem, w, a, batches, None, method)
-    assert method._trials[problem][True].best is not None
+    assert method._choices[problem][True].settled is not None
     fixed = hypergradient(problem, w, a, batches, None, replace(method, products="reverse"))
     again = hypergradient(problem, w, a, batches, None, method)
     assert relative(again.value, fixed.value) < 1e-12
