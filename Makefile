@@ -27,5 +27,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# 10,000 hostile data sets, or as many as FUZZ_CASES says.
+.PHONY: fuzz
+fuzz: $(STAMP)
+	FUZZ_CASES=$${FUZZ_CASES:-10000} $(BIN)/python -m pytest tests/fuzz
+
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -170,7 +170,7 @@ def size_of(array: NDArray[np.generic]) -> str:
 
 def _content(sample: Sample) -> Iterator[bytes | memoryview]:
     """The parts of a sample that its digest covers."""
-    yield sample.name.encode()
+    yield sample.name.encode(errors="surrogateescape")  # file names need not be text
     yield str(sample.image.shape).encode()
     yield np.ascontiguousarray(sample.image).astype("<f4", copy=False).data.cast("B")
     yield np.ascontiguousarray(sample.points).astype("<i8", copy=False).tobytes()
