@@ -6,19 +6,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from istd.data.dataset import Dataset, Sample
-from istd.regions import find_regions
+from istd.regions import Regions, find_regions
 
-SMALL = 15  # px: longest side of a small target (Zhang et al., 2003, as used throughout the field: 0.15 % of 256 x 256)
+SMALL = 15  # px: longest side of what counts as a small target; `crops.LOCAL` is defined by it too
 NEAR, FAR = 1, 7  # px: half sides of the windows that a point's own brightness and its surround are measured in
 MOST = 0.75  # share of points from which their images count as inverted
 FEWEST = 4  # points below which nothing is said
 
 
+Marked = Sequence[tuple[Sample, Regions]]
+
+
 def doubts_of(dataset: Dataset) -> list[str]:
     """All doubts about a dataset, the gravest first."""
-    found = [random_split(dataset), shared_images(dataset), masks_are_points(dataset.samples)]
-    found += [black_hot(dataset.samples), points_off_masks(dataset.samples), large_targets(dataset.samples)]
-    found += [empty_images(dataset.samples), flat_images(dataset.samples)]
+    samples = dataset.samples
+    marked = [(s, find_regions(truth)) for s in samples if (truth := s.truth()) is not None]
+    found = [random_split(dataset), shared_images(dataset), masks_are_points(marked), black_hot(samples)]
+    found += [points_off_masks(marked), large_targets(marked), empty_images(samples), flat_images(samples)]
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -66,40 +70,28 @@ def _pixels(sample: Sample) -> bytes:
     return hashlib.blake2b(content.tobytes(), digest_size=16, salt=str(content.shape).encode()[:16]).digest()
 
 
-def masks_are_points(samples: Sequence[Sample]) -> str | None:
+def masks_are_points(marked: Marked) -> str | None:
     """Whether every region of every mask is a single pixel: point labels in a folder for masks."""
-    areas = [area for s in samples if s.mask_source is not None for area in find_regions(_truth(s)).areas.tolist()]
+    areas = [area for _, regions in marked for area in regions.areas.tolist()]
     if len(areas) < FEWEST or max(areas) > 1:
         return None
-    return (
-        f"all {len(areas)} targets of the masks are single pixels: are these point labels? Move them to masks_coarse/."
-    )
+    return f"all {len(areas)} targets of the masks are single pixels: point labels? Move them to masks_coarse/."
 
 
-def points_off_masks(samples: Sequence[Sample]) -> str | None:
+def points_off_masks(marked: Marked) -> str | None:
     """Whether points lie off their targets, or targets have no point."""
-    off = bare = points = targets = 0
-    for s in samples:
-        if s.mask_source is None:
-            continue
-        regions = find_regions(_truth(s))
-        hit = regions.labels[tuple(s.points.T)]
-        points, targets = points + len(s.points), targets + len(regions)
-        off += int((hit == 0).sum())
-        bare += len(regions) - len(np.unique(hit[hit > 0]))
+    hits = [regions.labels[tuple(sample.points.T)] for sample, regions in marked]
+    off, points = sum(int((hit == 0).sum()) for hit in hits), sum(len(hit) for hit in hits)
+    targets = sum(len(regions) for _, regions in marked)
+    bare = targets - sum(len(np.unique(hit[hit > 0])) for hit in hits)
     if not off and not bare:
         return None
     return f"{off} of {points} points lie on no target of the masks, and {bare} of {targets} targets hold no point."
 
 
-def large_targets(samples: Sequence[Sample]) -> str | None:
+def large_targets(marked: Marked) -> str | None:
     """Whether targets are too large to count as small."""
-    sides = [
-        max(rows.stop - rows.start, cols.stop - cols.start)
-        for s in samples
-        if s.mask_source is not None
-        for rows, cols in find_regions(_truth(s)).boxes
-    ]
+    sides = [max(r.stop - r.start, c.stop - c.start) for _, regions in marked for r, c in regions.boxes]
     large = sum(side > SMALL for side in sides)
     if 10 * large <= len(sides):
         return None
@@ -116,9 +108,3 @@ def flat_images(samples: Sequence[Sample]) -> str | None:
     """Whether images hold a single value."""
     flat = [s.name for s in samples if np.ptp(s.image) == 0]
     return f"{len(flat)} images hold a single value throughout, first {flat[0]!r}." if flat else None
-
-
-def _truth(sample: Sample) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
-    truth = sample.truth()
-    assert truth is not None
-    return truth
