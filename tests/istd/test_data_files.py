@@ -452,6 +452,13 @@ def test_doubtful_yolo_labels_are_refused(folder, line):
         load_folder(folder, "yolo")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"shapes": 9' + "9" * 5000 + "}", "\0", ""])
+def test_json_that_cannot_be_read_is_named(folder, text):
+    (folder / "points.json").write_text(text)
+    with pytest.raises(ValueError, match=r"points\.json is not COCO JSON"):
+        load_folder(folder)
+
+
 def test_doubtful_labelme_files_are_refused(folder):
     for shapes, message in (
         ([{"points": []}], "needs 'points'"),

@@ -67,11 +67,12 @@ def _read(path: Path, folder: Folder) -> tuple[set[str], PointSource]:
 
 
 def _content(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(text)
         if not isinstance(content["images"], list) or not isinstance(content["annotations"], list):
             raise TypeError("'images' and 'annotations' must be lists")
-    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # ValueError: also of numbers too long to read
         raise ValueError(f"{path} is not COCO JSON ({error!r}); it needs 'images' and 'annotations'.") from None
     return dict(content)
 

@@ -39,11 +39,12 @@ def read_points_labelme(path: Path, shape: Shape) -> Points:
 
 
 def _content(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(text)
         if not isinstance(content["shapes"], list):
             raise TypeError("'shapes' must be a list")
-    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # ValueError: also of numbers too long to read
         raise ValueError(f"{path} is not LabelMe JSON ({error!r}); it needs 'shapes'.") from None
     return dict(content)
 
