@@ -5,6 +5,6 @@ Importing this package, and running a trained student, needs no timm and loads n
 
 from istd.export import load_student, save_student
 from istd.predict import StudentPredictor
-from istd.students import create_student
+from istd.students import create_student, load_published
 
-__all__ = ["StudentPredictor", "create_student", "load_student", "save_student"]
+__all__ = ["StudentPredictor", "create_student", "load_published", "load_student", "save_student"]

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from bilevel import TrainingDiverged
-from istd.commands import ablate, data, detect, evaluate, listing, masks, pretrain, train
+from istd.commands import ablate, data, detect, evaluate, importing, listing, masks, pretrain, train
 from istd.teacher import VFMWeightsError
 
-COMMANDS = (data, train, evaluate, detect, ablate, masks, pretrain, listing)
+COMMANDS = (data, train, evaluate, detect, ablate, masks, pretrain, importing, listing)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
     "student": STUDENTS,
     "precision": ("float32", "bfloat16"),
     "loss": SEGMENTATION_LOSSES,
-    "channels": ("repeat", "contrast"),
+    "channels": ("repeat", "contrast", "imagenet"),
     "initial": INITIAL_MASKS,
     "anchors": ANCHORS,
     "evolve_rule": RULES,
@@ -68,7 +68,7 @@ class Config:
         gain: contrast augmentation.
         noise: noise augmentation.
         normalise_per_image: use each image's own mean and deviation instead of the training set's.
-        channels: what the three input channels hold, "repeat" (published) or "contrast" (see `Normalisation`).
+        channels: what the input channels hold: "repeat" (published), "contrast" or "imagenet" (see `Normalisation`).
         on_target: share of crops placed around a point.
         initial: rule that draws the start masks.
         leaks_mask_area: let the rule know the size class of each target, from its true mask, as the sources of

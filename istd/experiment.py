@@ -85,6 +85,11 @@ class Experiment:
         self.labels = self._start_labels()
         self.normalisation = Normalisation.fit(dataset.train, config.normalise_per_image, config.channels)
         student = create_student(config.student, config.width)
+        if config.channels != "repeat" and student.in_channels != 3:
+            raise ValueError(
+                f"`channels={config.channels!r}` gives three input channels, and {config.student!r} takes "
+                f"{student.in_channels}; use `channels='repeat'`."
+            )
         # Channels-last convolutions are faster on CPUs and feed the tensor cores of GPUs.
         self.student: Any = student.to(self.device).to(memory_format=torch.channels_last)
         self.stride = max(32, *(stage.stride for stage in stages_of(student)))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +37,8 @@ def save_student(
         **facts: further JSON data for the metadata (method, seed, dataset).
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
-    about = {"student": name, "width": width, "mean": normalisation.mean, "std": normalisation.std}
+    about: dict[str, Any] = {"student": name, "width": width, "in_channels": getattr(student, "in_channels", None)}
+    about |= {"mean": normalisation.mean, "std": normalisation.std}
     about |= {"per_image": normalisation.per_image, "channels": normalisation.channels, "sensor": sensor.to_dict()}
     about |= facts
     content = save(tensors, metadata={"istd": json.dumps(about)})
@@ -70,7 +72,7 @@ def load_student(path: Path | str, device: torch.device | str = "cpu") -> Studen
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["istd"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        student = create_student(about["student"], about["width"])
+        student = create_student(about["student"], about["width"], about.get("in_channels"))
         student.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is no student written by this library ({type(error).__name__}: {error}).") from error

@@ -32,6 +32,10 @@ class Batch(NamedTuple):
     tokens: Tensor | None
 
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of red, green and blue in ImageNet, of intensities in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Normalisation:
     """What a student sees of an image; travels with an exported student.
@@ -40,12 +44,13 @@ class Normalisation:
     uses those channels: x by the statistics of the training set, x by those of its own image (`(x - m) / s`), and its
     local contrast `(x - mean of x over 31 x 31 pixels) / s`. The same network, parameters and cost; but a crop then
     knows how bright its image is, and a target stands out by its contrast whatever the sensor's gain and offset.
+    `imagenet` normalises x on each of three channels by the constants of ImageNet, as MSHNet does.
 
     Attributes:
-        mean: of the training images' pixels.
-        std: of the training images' pixels.
+        mean: of the training images' pixels; `imagenet` does not use it.
+        std: of the training images' pixels; `imagenet` does not use it.
         per_image: in `repeat`, use each image's own mean and standard deviation instead.
-        channels: `repeat` or `contrast`.
+        channels: `repeat`, `contrast` or `imagenet`.
     """
 
     mean: float
@@ -73,8 +78,11 @@ class Normalisation:
             constants: `(B, 2)`, the `constants` of the images they were cut from.
 
         Returns:
-            `(B, 1, H, W)`, or `(B, 3, H, W)` with `contrast`.
+            `(B, 1, H, W)`, or `(B, 3, H, W)` with `contrast` or `imagenet`.
         """
+        if self.channels == "imagenet":
+            centre, spread = (images.new_tensor(values)[:, None, None] for values in IMAGENET)
+            return (images - centre) / spread
         mean, std = constants[:, 0, None, None, None], constants[:, 1, None, None, None]
         if self.channels == "repeat":
             return (images - mean) / std if self.per_image else (images - self.mean) / self.std

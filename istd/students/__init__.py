@@ -2,6 +2,7 @@
 
 from istd.students import acm, agpc, alcl, alcnet, dna, ggl, gsfa, isnet, mlcl, msda, msh, repisd, sctrans, sfdt, uiu
 from istd.students.base import Output, Stage, Student, repeat_channels
+from istd.students.published import load_published
 from istd.students.registry import STUDENTS, StudentInfo, create_student, inference_form, stages_of
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "gsfa",
     "inference_form",
     "isnet",
+    "load_published",
     "mlcl",
     "msda",
     "msh",

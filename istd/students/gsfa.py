@@ -22,6 +22,7 @@ in the release, which takes every second or fourth pixel of the target for the c
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -336,7 +337,7 @@ STUDENTS.register("gsfa", StudentInfo(GSFANet, TITLE, published_parameters=2_985
 STUDENTS.register(
     "gsfa-per-image",
     StudentInfo(
-        lambda width: GSFANet(width, per_image=True),
+        partial(GSFANet, per_image=True),
         f"{TITLE}, kernels of every image",
         published_parameters=2_985_428,
         left_out=LEFT_OUT,

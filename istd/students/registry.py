@@ -15,14 +15,14 @@ class StudentInfo:
     """A registered student: how to build it and what its authors' code has at width 1.
 
     Attributes:
-        factory: width -> network.
+        factory: (width, in_channels=...) -> network.
         title: name, authors and year.
         published_parameters: number of parameters of the published network.
         left_out: names, or prefixes up to a dot, of published tensors that our form lacks: those that influence no
             output in either mode, and fixed filters. A published checkpoint is read without them.
     """
 
-    factory: Callable[[float], Student]
+    factory: Callable[..., Student]
     title: str
     published_parameters: int
     left_out: tuple[str, ...] = ()
@@ -56,15 +56,16 @@ def stages_of(student: nn.Module) -> tuple[Stage, ...]:
     return stages
 
 
-def create_student(name: str, width: float = 1.0) -> Student:
+def create_student(name: str, width: float = 1.0, in_channels: int | None = None) -> Student:
     """Build a student by its registry name.
 
     Args:
         name: a key of `STUDENTS`, for example `"alcl"` or `"mlcl"`.
         width: factor on every channel count; 1 is the published network.
+        in_channels: channels of the input image; default: as published.
 
     Returns:
-        A network: `(B, 3, H, W)` images to `(B, 1, H, W)` logits, H and W multiples of the
+        A network: `(B, in_channels, H, W)` images to `(B, 1, H, W)` logits, H and W multiples of the
         largest stride in `stages`.
 
     Raises:
@@ -72,4 +73,5 @@ def create_student(name: str, width: float = 1.0) -> Student:
     """
     if not 0.0 < width <= 4.0:
         raise ValueError(f"`width` must lie in (0, 4], got {width}; 1.0 is the published network.")
-    return STUDENTS[name].factory(width)
+    factory = STUDENTS[name].factory
+    return factory(width) if in_channels is None else factory(width, in_channels=in_channels)
