@@ -118,9 +118,8 @@ class TaylorDifference(nn.Module):
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """`(B, c, H, W)` and `(B, 1, H, W)` -> `(B, c, H, W)`."""
         change = self.first(x)
-        u = torch.relu(self.second(torch.relu(x + change)))
-        out: Tensor = 3 * torch.relu(change) + u + self.gated(u, guide)
-        return out
+        u = F.relu(self.second(F.relu(x + change, inplace=True)), inplace=True)
+        return torch.add(u + self.gated(u, guide), F.relu(change, inplace=True), alpha=3)
 
 
 class ISNet(Student):
