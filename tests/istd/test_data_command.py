@@ -2,17 +2,22 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from istd.cli import main
+from istd.config import configure
 from istd.data.crops import Normalisation
 from istd.data.doubts import doubts_of
-from istd.data.layouts import load_folder
+from istd.data.layouts import SPLITS, Dataset, join, load_folder
+from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.data.sensor import SensorRange
 from istd.export import load_student, save_student
+from istd.metrics import evaluate_masks
+from istd.run import prepare_folder, run, summary_table
 from istd.students import create_student
 from tests.istd.folders import SHAPE, centre, fill, image_of, mask_of, names, save, write_list
 
@@ -190,3 +195,21 @@ def test_training_prints_which_lists_it_used(folder, tmp_path, capsys, monkeypat
     assert "RANDOM SPLIT (60, 20 and 20 % of 6 images, drawn with seed 0)" in capsys.readouterr().out
     assert main([*flags, "--overwrite", "--range", "5", "5"]) == 2
     assert "must rise from LOW to HIGH, got 5 to 5" in capsys.readouterr().err
+
+
+def test_a_run_on_several_sets_reports_each_by_itself(tmp_path):
+    parts = [synthetic_dataset(6, 2, 2, SceneConfig(size=64), seed) for seed in (1, 2)]
+    named = []
+    for name, part in zip("ab", parts, strict=True):
+        splits = (tuple(replace(s, set_name=name) for s in getattr(part, split)) for split in SPLITS)
+        named.append(Dataset(name, *splits))
+    config = configure("smoke", "plain", student="mlcl", width=0.25, crop=32, epochs=1)
+    prepare_folder(tmp_path, False, False)
+    metrics = run(config, join(named), tmp_path, progress=False)
+    assert metrics["dataset"] == "a+b"
+    assert list(metrics["student_by_set"]) == ["a", "b"]
+    predictor = load_student(tmp_path)
+    for part in named:
+        pairs = [(predictor(s.image) > 0.5, s.truth()) for s in part.test]
+        assert metrics["student_by_set"][part.name] == pytest.approx(evaluate_masks(pairs))
+    assert "\n  a by itself" in summary_table(metrics)
