@@ -75,7 +75,7 @@ def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
 
 
 def masks_kept(args: argparse.Namespace) -> str:

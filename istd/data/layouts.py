@@ -208,4 +208,6 @@ class _Reader:
             masks += f"; {self.rounded} above half of the largest, their background is rounded" if self.rounded else ""
             masks += f"; {self.in_alpha} lie in the alpha channel" if self.in_alpha else ""
         train, val, test = (sources[s] for s in SPLITS)
-        return Origin(self.set_name, folder.layout.name, train, val, test, random, self.points.where, masks)
+        found = Origin(self.set_name, folder.layout.name, train, val, test, random, self.points.where, masks)
+        log.info("%s", found)
+        return found

@@ -10,10 +10,10 @@ from istd.data.doubts import doubts_of
 from istd.data.folder import Folder, open_folder
 from istd.data.images import picture_kind
 from istd.data.layouts import load_folder
+from istd.data.lists import find_families
 from istd.data.names import index_pictures
 from istd.data.published import MASKS
 from istd.data.sensor import SensorRange
-from istd.data.splits import find_families
 from istd.regions import find_regions
 
 
