@@ -1,102 +1,148 @@
-"""Checkpoints: written atomically, read without executing code, complete enough to resume exactly."""
+"""Checkpoints: plain data with a digest, written atomically and read without executing code."""
 
-import os
-import random
-import tempfile
-from collections.abc import Callable
+import hashlib
+import struct
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from bilevel.files import write_atomically
+
+__all__ = ["ResumeWarning", "digest", "load_checkpoint", "plain", "save_checkpoint", "write_atomically"]
 
 
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+class ResumeWarning(UserWarning):
+    """A run that goes on from a checkpoint will not be, or could not be checked to be, the run that was stopped."""
 
 
-_UMASK = _umask()
-
-
-def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that `path` holds either its old content or all of the new one.
-
-    The content goes to a temporary file in the same folder, is flushed to disk and renamed over `path`. If writing
-    fails (a full disk, an interruption), the temporary file is removed and the old content stays.
+def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
+    """Write a state atomically, with a digest of its content.
 
     Args:
-        path: the file to replace.
-        write: called with the open binary file.
+        path: the file.
+        state: tensors, numbers, strings, None, and dicts, lists and tuples of them; numpy numbers become Python's.
 
     Raises:
-        OSError: naming `path`, if the disk is full or the folder cannot be written.
+        TypeError: for anything else, by its place; nothing is written.
+        OSError: if the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp's files are private
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, NotImplementedError):
-            # torch.save reports a full disk as RuntimeError.
-            raise OSError(
-                f"Could not write {path} ({error}); the previous file, if any, is untouched. Is the disk full?"
-            ) from error
-        raise
-
-
-def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
-    """Write a state of tensors, numbers, strings and containers of them, atomically."""
-    write_atomically(path, lambda file: torch.save(state, file))
+    content = plain(state)
+    write_atomically(path, lambda file: torch.save({"digest": digest(content), "state": content}, file))
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; pickled code in it is refused.
+    """Read a checkpoint; pickled code in it is refused, and so is content that differs from its digest.
+
+    Args:
+        path: the file.
+        device: where to put the tensors.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if the file is damaged or holds anything but data.
+        ValueError: if the file is damaged, or holds anything but a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        found = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {error}).") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a checkpoint.")
+    if isinstance(found, dict) and found.get("format") == 1 and "digest" not in found:
+        warnings.warn(
+            f"{path} comes from an earlier version and carries no digest: whether it is intact cannot be checked.",
+            ResumeWarning,
+            stacklevel=2,
+        )
+        return found
+    if not isinstance(found, dict) or found.keys() != {"digest", "state"} or not isinstance(found["state"], dict):
+        raise ValueError(f"{path} is not a readable checkpoint: it holds no state with its digest.")
+    try:
+        intact = digest(found["state"]) == found["digest"]
+    except TypeError:
+        intact = False
+    if not intact:
+        raise ValueError(
+            f"{path} is damaged: its content differs from the digest it was written with. Use an earlier copy."
+        )
+    state: dict[str, Any] = found["state"]
     return state
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every global random generator (python, numpy, torch CPU and CUDA), as plain data."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one)
-    version, numbers, gauss = random.getstate()
-    return {
-        "python": [version, list(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def plain(value: Any, place: str = "state") -> Any:
+    """The same data with tensors on the CPU and Python's numbers in place of numpy's.
+
+    Raises:
+        TypeError: if there is anything in it that a checkpoint cannot hold, named by its place.
+    """
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        items = {_key(k, place): plain(v, f"{place}[{k!r}]") for k, v in value.items()}
+        if not isinstance(value, OrderedDict):
+            return items
+        ordered = OrderedDict(items)
+        if hasattr(value, "_metadata"):  # versions of modules, which decide how their state is read
+            ordered._metadata = value._metadata  # type: ignore[attr-defined]
+        return ordered
+    if isinstance(value, (list, tuple)):
+        parts = [plain(v, f"{place}[{i}]") for i, v in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if isinstance(value, (int, float, str)):  # subclasses, such as enumerations of numbers
+        return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
+    raise TypeError(
+        f"{place} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, None, and dicts, lists "
+        "and tuples of them."
+    )
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set every global random generator to a state from `random_state`."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    values = keys.cpu().numpy().astype(np.uint32)
-    np.random.set_state((kind, values, position, has_gauss, cached))  # noqa: NPY002 (the global one)
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+def _key(key: Any, place: str) -> Any:
+    if type(key) in (str, int, float, bool) or key is None:
+        return key
+    if isinstance(key, tuple):
+        return tuple(_key(k, place) for k in key)
+    raise TypeError(f"{place} has the key {key!r}, a {type(key).__name__}; keys are strings, numbers or tuples.")
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of plain data: of its structure, keys, types, shapes and every bit of its numbers, in order."""
+    sha = hashlib.sha256()
+
+    def feed(kind: str, data: Any = b"") -> None:
+        sha.update(f"{kind}:{len(data)}:".encode())
+        sha.update(data)
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            dense = value.detach().cpu().to_dense() if value.layout != torch.strided else value.detach().cpu()
+            flat = dense.resolve_conj().resolve_neg().contiguous().reshape(-1)
+            feed(f"tensor {value.dtype} {tuple(value.shape)}", flat.view(torch.uint8).numpy())
+        elif isinstance(value, Mapping):
+            feed(f"dict {len(value)}")
+            for key, item in value.items():
+                walk(key)
+                walk(item)
+            walk(getattr(value, "_metadata", None))
+        elif isinstance(value, (list, tuple)):
+            feed(f"{type(value).__name__} {len(value)}")
+            for item in value:
+                walk(item)
+        elif isinstance(value, float):
+            feed("float", struct.pack("<d", value))
+        elif value is None or isinstance(value, (bool, int, str, bytes)):
+            feed(type(value).__name__, value if isinstance(value, bytes) else str(value).encode())
+        else:
+            raise TypeError(f"{type(value).__name__} is no plain data")
+
+    walk(content)
+    return sha.hexdigest()

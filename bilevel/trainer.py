@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bilevel.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from bilevel.batches import Walk, set_epoch
+from bilevel.checkpoint import load_checkpoint, save_checkpoint
 from bilevel.events import ProgressBar, call_hooks
+from bilevel.generators import generator_states, random_state, restore_generators, restore_random_state
 from bilevel.hypergradients import HypergradientMethod, not_finite, resolve_method
 from bilevel.modules import ModuleLoss, parameters_of, problem_from_modules
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES, resolve_objective
 from bilevel.schedule import Schedule
 
-FORMAT = 1
+FORMAT = 2
 CHECK_EVERY = 20  # inner steps between looks at the loss: each look waits for the device
 
 
@@ -38,9 +39,10 @@ class BilevelTrainer:
             parameters, such as `UniformWeights`, makes this an ordinary training loop.
         inner_loss: `f(inner, outer, batch) -> 0-d tensor`, or the name of a registered inner objective.
         outer_loss: `F(inner, outer, batch) -> 0-d tensor`, or the name of a registered outer objective.
-        inner_batches: batches of an epoch: a list, a DataLoader or any iterable that can be iterated again. If it has
-            `set_epoch(epoch)`, that is called first; shuffling that depends on the epoch alone makes resume exact.
-        outer_batches: batches of the outer loss, in the same forms.
+        inner_batches: batches of an epoch: a list, a DataLoader or any iterable that can be iterated again. If it, or
+            its sampler, has `set_epoch(epoch)`, that is called first. The hypergradients take theirs from a walk of
+            their own that goes on from one outer phase to the next, so that every batch has its turn.
+        outer_batches: batches of the outer loss, in the same forms, walked through likewise.
         inner_optimizer: a torch optimizer over the parameters of `inner`.
         outer_optimizer: a torch optimizer over those of `outer` (and of `shared`, if it is to move them).
         method: a hypergradient method or its registry name.
@@ -123,7 +125,9 @@ class BilevelTrainer:
         self.total_epochs = 0
         self.history: list[dict[str, float]] = []
         self._state = dict(state or {})
-        self._outer_taken = 0
+        self._walks = {"inner": Walk(inner_batches, "inner_batches")}
+        if outer_batches is not None:
+            self._walks["outer"] = Walk(outer_batches, "outer_batches")
         self._inner_parameters = [p for p in inner.parameters() if p.requires_grad]
         self._outer_parameters = [p for p in outer.parameters() if p.requires_grad]
         self._shared = [(n, p) for n, p in inner.named_parameters() if any(p is s for s in shared)]
@@ -170,7 +174,7 @@ class BilevelTrainer:
         return self.history
 
     def _inner_epoch(self, epoch: int) -> dict[str, float]:
-        _set_epoch(self.inner_batches, epoch)
+        set_epoch(self.inner_batches, epoch)
         self.inner.train()
         device = self._inner_parameters[0].device.type
         losses: list[Tensor] = []
@@ -222,14 +226,12 @@ class BilevelTrainer:
         return f"; the checkpoint of epoch {self.epoch} is kept in {self.checkpoint}" if self.checkpoint else ""
 
     def _outer_phase(self, epoch: int) -> dict[str, float]:
-        assert self.outer_batches is not None
         k, n = self.schedule.steps, self.schedule.inner_batches
-        inner_batches = _take(self.inner_batches, k * n, epoch, self._outer_taken * n)
-        outer_batches = _take(self.outer_batches, k, epoch, self._outer_taken)
+        inner_batches = self._walks["inner"].take(k * n, epoch)
+        outer_batches = self._walks["outer"].take(k, epoch)
         losses = []
         for step, outer_batch in enumerate(outer_batches):
             losses.append(self.outer_step(inner_batches[step * n : (step + 1) * n], outer_batch, epoch, step))
-        self._outer_taken += k
         return {"outer_loss": float(torch.stack(losses).mean())}
 
     def outer_step(self, inner_batches: Sequence[Any], outer_batch: Any, epoch: int = 0, step: int = 0) -> Tensor:
@@ -281,8 +283,9 @@ class BilevelTrainer:
             "config": self.config,
             "epoch": self.epoch,
             "history": self.history,
-            "outer_taken": self._outer_taken,
             "parts": {name: part.state_dict() for name, part in parts.items()},
+            "walks": {name: walk.state_dict() for name, walk in self._walks.items()},
+            "generators": {name: generator_states(walk.batches) for name, walk in self._walks.items()},
             "random": random_state(),
         }
 
@@ -292,6 +295,8 @@ class BilevelTrainer:
         Raises:
             ValueError: if it belongs to another format or config; the message names the first difference.
         """
+        if state.get("format") == 1:
+            state = self._from_format_1(state)
         if state.get("format") != FORMAT:
             raise ValueError(f"This checkpoint has format {state.get('format')!r}; this version reads {FORMAT}.")
         for key in sorted(self.config.keys() | state["config"].keys()):
@@ -312,8 +317,20 @@ class BilevelTrainer:
                 getattr(self, name).load_state_dict(part)
         self.epoch = state["epoch"]
         self.history = list(state["history"])
-        self._outer_taken = state["outer_taken"]
+        for name, walk in self._walks.items():
+            walk.load_state_dict(state["walks"][name])
+            restore_generators(walk.batches, state["generators"][name])
         restore_random_state(state["random"])
+
+    def _from_format_1(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Such a checkpoint counts outer steps; its loaders started a fresh pass at every outer phase."""
+        walks, taken = {}, {"inner": self.schedule.inner_batches, "outer": 1}
+        for name, walk in self._walks.items():
+            length = len(walk.batches) if isinstance(walk.batches, Sequence) else 0
+            position = state["outer_taken"] * taken[name] % length if length else 0
+            walks[name] = {"position": position, "pass": None}
+        generators = {name: generator_states(walk.batches) for name, walk in self._walks.items()}
+        return {**state, "format": FORMAT, "walks": walks, "generators": generators}
 
     def save(self) -> None:
         """Write the checkpoint, if there is a file for it."""
@@ -338,27 +355,3 @@ def constants(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
-
-
-def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
-    setter = getattr(batches, "set_epoch", None)
-    if setter is not None:
-        setter(epoch)
-
-
-def _take(batches: Iterable[Any], n: int, epoch: int, offset: int) -> list[Any]:
-    """The next `n` batches: a sequence goes on where it stopped, a loader starts a fresh (shuffled) pass."""
-    if isinstance(batches, Sequence):
-        return [batches[(offset + i) % len(batches)] for i in range(n)]
-    _set_epoch(batches, epoch)
-    return list(islice(_cycle(batches), n))
-
-
-def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("`inner_batches` or `outer_batches` is empty.")

@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     "bilevel": [
-        ["results", "tree", "registry", "checkpoint", "forward_rules"],
+        ["results", "tree", "registry", "files", "checkpoint", "generators", "forward_rules"],
         ["inner_optimizers", "linear_solvers", "reweighting", "products"],
         ["problem"],
         ["modules", "batched"],
         ["hypergradients"],
-        ["diagnostics", "objectives", "schedule", "events"],
+        ["diagnostics", "objectives", "schedule", "events", "batches"],
         ["trainer"],
         ["__init__"],
     ],

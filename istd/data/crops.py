@@ -153,14 +153,12 @@ class CropLoader:
         """Batches per epoch."""
         return max(len(self.pool()) // self.batch_size, 1)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> "CropPass":
         """Batches of the current epoch."""
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.pool())
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield self._batch(order[start : start + self.batch_size], rng)
+        return CropPass(self)
 
-    def _batch(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+    def batch(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        """The samples `indices` as a batch, cropped and varied at random."""
         crops = [self._crop(int(i), rng) for i in indices]
         image = torch.stack([c[0] for c in crops])
         constants = torch.tensor([self._constants[int(i)] for i in indices])
@@ -203,6 +201,36 @@ class CropLoader:
         if len(sample.points) == 0 or rng.uniform() >= self.augmentation.on_target:
             return None
         return np.asarray(sample.points[rng.integers(len(sample.points))])
+
+
+class CropPass(Iterator[Batch]):
+    """One pass of a `CropLoader`, over the samples that took part when it began; it can be saved and restored.
+
+    Args:
+        loader: makes the batches.
+    """
+
+    def __init__(self, loader: CropLoader) -> None:
+        self.loader = loader
+        self._rng = np.random.default_rng((loader.seed, loader.epoch))
+        self._order = self._rng.permutation(loader.pool())
+        self._next = 0
+
+    def __next__(self) -> Batch:
+        size = self.loader.batch_size
+        if self._next >= max(len(self._order) // size, 1):
+            raise StopIteration
+        self._next += 1
+        return self.loader.batch(self._order[(self._next - 1) * size : self._next * size], self._rng)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The order of the samples, the next batch's number, and the state of the random generator."""
+        return {"order": torch.from_numpy(self._order), "next": self._next, "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`."""
+        self._order, self._next = state["order"].numpy(), int(state["next"])
+        self._rng.bit_generator.state = state["rng"]
 
 
 def _place(length: int, side: int, focus: int | None, rng: np.random.Generator) -> int:
