@@ -52,7 +52,7 @@ def _clusters(task: Task, model: nn.Module) -> nn.Module:
 
 
 def _as_published(lr: float) -> GaussNewton:
-    return GaussNewton(as_published=True, step_size=lr)
+    return GaussNewton(as_published=True, step_size=lr, warn=False)
 
 
 def _per_sample(task: Task, model: nn.Module) -> nn.Module:
@@ -64,7 +64,7 @@ STRATEGIES: dict[str, Strategy] = {
     "per sample": Strategy(_per_sample, 0.3),
     "per class": Strategy(lambda t, m: TableWeights(t.groups, bound=3.0)),
     "per cluster": Strategy(_clusters),
-    "per cluster, rank-one": Strategy(_clusters, method=lambda lr: GaussNewton()),
+    "per cluster, rank-one": Strategy(_clusters, method=lambda lr: GaussNewton(warn=False)),
     "per cluster, rank-one as published": Strategy(_clusters, method=_as_published),
     "meta-weight-net": Strategy(lambda t, m: LossNetworkWeights(), 0.01),
     "feature network": Strategy(lambda t, m: FeatureNetworkWeights(t.features, bound=3.0), 0.01),

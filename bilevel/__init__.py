@@ -17,13 +17,14 @@ from bilevel.hypergradients import (
     HypergradientMethod,
     HypergradientWarning,
     Implicit,
+    NextStep,
     PessimisticUnrolled,
     RecomputedUnrolled,
     TruncatedUnrolled,
     Unrolled,
     hypergradient,
 )
-from bilevel.inner_optimizers import InnerOptimizer, adam, adamw, from_torch, sgd
+from bilevel.inner_optimizers import InnerOptimizer, adam, adamw, sgd
 from bilevel.linear_solvers import (
     GMRES,
     MINRES,
@@ -41,6 +42,7 @@ from bilevel.problem import BilevelProblem, ComposedLoss
 from bilevel.products import directional_derivative
 from bilevel.results import Hypergradient, SolveResult
 from bilevel.schedule import Schedule
+from bilevel.torch_optimizers import from_torch
 from bilevel.trainer import BilevelTrainer, TrainingDiverged
 
 __version__ = "0.1.0"
@@ -56,6 +58,7 @@ __all__ = [
     "HypergradientMethod",
     "HypergradientWarning",
     "Unrolled",
+    "NextStep",
     "TruncatedUnrolled",
     "CheckpointedUnrolled",
     "RecomputedUnrolled",

@@ -4,7 +4,8 @@ import hashlib
 import struct
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel.files import write_atomically
+from bilevel.files import FileInUseError, exclusive, write_atomically
 
-__all__ = ["ResumeWarning", "digest", "load_checkpoint", "plain", "save_checkpoint", "write_atomically"]
+__all__ = [
+    "CheckpointFile",
+    "ResumeWarning",
+    "digest",
+    "load_checkpoint",
+    "plain",
+    "save_checkpoint",
+    "write_atomically",
+]
 
 
 class ResumeWarning(UserWarning):
@@ -73,6 +82,54 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
         )
     state: dict[str, Any] = found["state"]
     return state
+
+
+class CheckpointFile:
+    """The file of one trainer: locked while it trains, and refused where another has written it since.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._known: tuple[int, ...] | None = None  # the file as it was last read or written here
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within this context the file is this trainer's alone.
+
+        Raises:
+            FileInUseError: if another one has it, or has written it since this one read or wrote it.
+        """
+        with exclusive(self.path):
+            if self._known is not None and self._stamp() != self._known:
+                raise FileInUseError(
+                    f"Another trainer has written {self.path} since this one did; resume() takes its state over."
+                )
+            yield
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state; see `save_checkpoint`."""
+        save_checkpoint(self.path, state)
+        self._known = self._stamp()
+
+    def load_into(self, load: Callable[[dict[str, Any]], object]) -> bool:
+        """Pass what the file holds to a function; return whether there is one."""
+        if not self.path.is_file():
+            return False
+        stamp = self._stamp()
+        load(load_checkpoint(self.path))
+        self._known = stamp
+        return True
+
+    def _stamp(self) -> tuple[int, ...]:
+        """What changes whenever a file is replaced; nothing of one that is gone."""
+        try:
+            facts = self.path.stat()
+        except FileNotFoundError:
+            return ()
+        return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 def plain(value: Any, place: str = "state") -> Any:

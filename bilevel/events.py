@@ -1,7 +1,9 @@
-"""Hooks that a trainer calls, and two that most runs want: a progress bar, and a Ctrl-C that waits for the step."""
+"""Hooks that a trainer calls, and two that most runs want: a progress bar, and signals that wait for the step."""
 
 import signal
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -10,7 +12,8 @@ from tqdm import tqdm
 class Hook(Protocol):
     """Anything with some of these methods; a hook that has `state_dict` and `load_state_dict` is checkpointed.
 
-    `trainer` is the `BilevelTrainer`; epochs count from 1.
+    Its state goes by the hook's attribute `name`, or else by the name of its class. `trainer` is the `BilevelTrainer`;
+    epochs count from 1.
     """
 
     def on_fit_start(self, trainer: Any) -> None:
@@ -26,15 +29,38 @@ class Hook(Protocol):
         """Called after the epoch's outer steps and before its checkpoint; may add to `metrics`."""
 
     def on_fit_end(self, trainer: Any) -> None:
-        """Called once, also after an interruption."""
+        """Called once, also after an interruption or an error of another hook."""
 
 
-def call_hooks(hooks: list[Any], event: str, *args: Any) -> None:
+def call_hooks(hooks: Sequence[Any], event: str, *args: Any) -> None:
     """Call `event` on every hook that has it, in order."""
     for hook in hooks:
         method = getattr(hook, event, None)
         if method is not None:
             method(*args)
+
+
+@contextmanager
+def end_hooks(hooks: Sequence[Any], trainer: Any) -> Iterator[None]:
+    """Afterwards call `on_fit_end` on every hook, whatever has been raised, in the context or by another hook.
+
+    The first exception is raised again in the end; those after it stand in its notes.
+    """
+    first: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        first = error
+    for hook in hooks:
+        try:
+            call_hooks([hook], "on_fit_end", trainer)
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                first.add_note(f"After that, {type(hook).__name__}.on_fit_end raised {error!r}.")
+    if first is not None:
+        raise first
 
 
 class ProgressBar:
@@ -66,34 +92,38 @@ class ProgressBar:
 
 
 class StopBetweenSteps:
-    """Make Ctrl-C raise `KeyboardInterrupt` between two steps instead of in the middle of one.
+    """Make Ctrl-C raise `KeyboardInterrupt`, and SIGTERM `SystemExit`, between two steps instead of inside one.
 
-    Python raises it at any bytecode: inside a finaliser, where it is swallowed and training goes on, or inside native
-    code, where it comes out as another error. During `fit`, the first Ctrl-C therefore waits for the end of the running
-    step; a second one is immediate. Outside the main thread, and where interrupts are ignored (a shell's background
-    job), this hook does nothing.
+    Python raises an interrupt at any bytecode: inside a finaliser, where it is swallowed and training goes on, or in
+    native code, where it comes out as another error; and SIGTERM, which the schedulers of clusters send before they
+    kill, ends the process on the spot. During `fit`, the first of either therefore waits for the end of the running
+    step; a second one is immediate. The checkpoint of the last finished epoch is on disk in any case; `SystemExit`
+    carries 143, the code of a process that SIGTERM has ended. Outside the main thread, and where a signal is ignored
+    (interrupts in a shell's background job) or has another handler already, this hook leaves it alone.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._before: Any = None
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Any) -> None:
-        """Take over the interrupt signal."""
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._asked = False
-            self._before = signal.signal(signal.SIGINT, self._note)
+        """Take over the signals."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._asked = None
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is default:
+                self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
+        if self._asked is not None:
+            _stop(number)
+        self._asked = number
 
     def _stop_if_asked(self) -> None:
-        if self._asked:
-            self._asked = False
-            raise KeyboardInterrupt
+        if self._asked is not None:
+            number, self._asked = self._asked, None
+            _stop(number)
 
     def on_inner_step(self, trainer: Any, epoch: int, step: int) -> None:
         """Stop here if asked to."""
@@ -104,8 +134,13 @@ class StopBetweenSteps:
         self._stop_if_asked()
 
     def on_fit_end(self, trainer: Any) -> None:
-        """Give the interrupt signal back; a request that came after the last step is passed on."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
-            self._stop_if_asked()
+        """Give the signals back; a request that came after the last step is passed on."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+        self._stop_if_asked()
+
+
+def _stop(number: int) -> None:
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + number)
+    raise KeyboardInterrupt

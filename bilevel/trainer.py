@@ -1,28 +1,29 @@
 """BilevelTrainer: alternate inner steps on one objective and outer steps on another."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from bilevel.batches import Walk, set_epoch
-from bilevel.checkpoint import load_checkpoint, save_checkpoint
-from bilevel.events import ProgressBar, call_hooks
-from bilevel.generators import generator_states, random_state, restore_generators, restore_random_state
-from bilevel.hypergradients import HypergradientMethod, not_finite, resolve_method
-from bilevel.modules import ModuleLoss, parameters_of, problem_from_modules
+from bilevel.batches import Walk
+from bilevel.checkpoint import CheckpointFile
+from bilevel.divergence import FiniteGuard, TrainingDiverged
+from bilevel.events import ProgressBar, call_hooks, end_hooks
+from bilevel.hypergradients import HypergradientMethod
+from bilevel.inner_epoch import InnerEpoch
+from bilevel.modules import ModuleLoss
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES, resolve_objective
+from bilevel.outer_phase import OuterPhase, method_for
+from bilevel.problem import BilevelProblem
 from bilevel.schedule import Schedule
+from bilevel.trainer_checks import check_inner_optimizer, check_not_distributed, check_outer_optimizer
+from bilevel.training_state import collect, from_format_1, load, named_hooks
 
-FORMAT = 2
-CHECK_EVERY = 20  # inner steps between looks at the loss: each look waits for the device
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or a parameter became NaN or infinite; the message names it, and the last checkpoint is as it was."""
+__all__ = ["BilevelTrainer", "TrainingDiverged"]
 
 
 class BilevelTrainer:
@@ -31,7 +32,8 @@ class BilevelTrainer:
     Each epoch makes one ordinary optimizer step per inner batch, `w <- w - optimizer(df/dw)`, in which the outer
     variables are constants (they require no gradient there, so weights cost no graph). After the epochs that
     `schedule` names, each outer step estimates `dF(w*(a), a)/da` with `method` on fresh batches and steps `a` with the
-    outer optimizer. Hypergradients are computed on copies; they change neither `inner` nor any buffer.
+    outer optimizer. Hypergradients are computed on copies; they change neither `inner` nor any buffer. Layers that
+    stand in eval mode when training starts, while `inner` as a whole does not, are frozen: they stay in eval mode.
 
     Args:
         inner: module whose trainable parameters are the inner variables w.
@@ -43,16 +45,20 @@ class BilevelTrainer:
             its sampler, has `set_epoch(epoch)`, that is called first. The hypergradients take theirs from a walk of
             their own that goes on from one outer phase to the next, so that every batch has its turn.
         outer_batches: batches of the outer loss, in the same forms, walked through likewise.
-        inner_optimizer: a torch optimizer over the parameters of `inner`.
-        outer_optimizer: a torch optimizer over those of `outer` (and of `shared`, if it is to move them).
-        method: a hypergradient method or its registry name.
+        inner_optimizer: a torch optimizer over the trainable parameters of `inner`.
+        outer_optimizer: a torch optimizer over those of `outer` and over `shared`.
+        method: a hypergradient method or its registry name. None differentiates exactly through the step that
+            `inner_optimizer` would take next, with the rates and moments it has then (see `NextStep`).
         schedule: when outer steps are due.
         shared: parameters of `inner` that the outer step moves as well, along their direct gradient dF/dw at the point
             where the method evaluates F (after the look-ahead for `Unrolled`); they must stand in `outer_optimizer`.
-        inner_scheduler: a torch learning-rate scheduler, stepped after every inner step.
-        hooks: objects with some of the methods of `bilevel.events.Hook`.
+        inner_scheduler: a torch learning-rate scheduler, stepped after every inner step; a `ReduceLROnPlateau` after
+            every epoch, on its mean inner loss.
+        hooks: objects with some of the methods of `bilevel.events.Hook`. Those with a state are checkpointed under
+            their `name`, or their class's.
         state: further objects with `state_dict` and `load_state_dict` to be checkpointed, by name.
-        checkpoint: file for the checkpoint, written atomically after every epoch; None writes none.
+        checkpoint: file for the checkpoint, written atomically after every epoch; None writes none. While it trains,
+            no second trainer can work on the same file.
         config: plain data that identifies the run; resuming with another config is refused, naming the difference.
         describe_batch: gives a small object whose `str()` names a batch in the message of `TrainingDiverged`; it is
             kept for some steps and turned into text only on failure.
@@ -92,10 +98,10 @@ class BilevelTrainer:
         outer_batches: Iterable[Any] | None = None,
         inner_optimizer: torch.optim.Optimizer,
         outer_optimizer: torch.optim.Optimizer | None = None,
-        method: HypergradientMethod | str = "gauss_newton",
+        method: HypergradientMethod | str | None = None,
         schedule: Schedule | None = None,
         shared: Iterable[nn.Parameter] = (),
-        inner_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        inner_scheduler: LRScheduler | None = None,
         hooks: Iterable[Any] = (),
         state: Mapping[str, Any] | None = None,
         checkpoint: Path | str | None = None,
@@ -108,11 +114,11 @@ class BilevelTrainer:
         self.inner_loss = resolve_objective(inner_loss, INNER_OBJECTIVES)
         self.inner_batches, self.outer_batches = inner_batches, outer_batches
         self.inner_optimizer, self.outer_optimizer = inner_optimizer, outer_optimizer
-        self.method = resolve_method(method)
         self.schedule = schedule or Schedule()
         self.inner_scheduler = inner_scheduler
         self.hooks = [*hooks, *([ProgressBar()] if progress else [])]
-        self.checkpoint = Path(checkpoint) if checkpoint is not None else None
+        named_hooks(self.hooks)  # refuses two of one name
+        self._file = CheckpointFile(checkpoint) if checkpoint is not None else None
         self.config = dict(config or {})
         self.describe_batch = describe_batch or (lambda batch: "")
         if autocast not in (None, torch.bfloat16):
@@ -125,152 +131,138 @@ class BilevelTrainer:
         self.total_epochs = 0
         self.history: list[dict[str, float]] = []
         self._state = dict(state or {})
+        self._unfinished: int | None = None  # the epoch in whose middle training was stopped
+        if not any(p.requires_grad for p in inner.parameters()):
+            raise ValueError("`inner` has no trainable parameters.")
+        check_not_distributed(inner, "inner")
+        check_not_distributed(outer, "outer")
+        check_inner_optimizer(inner_optimizer, inner)
         self._walks = {"inner": Walk(inner_batches, "inner_batches")}
-        if outer_batches is not None:
-            self._walks["outer"] = Walk(outer_batches, "outer_batches")
-        self._inner_parameters = [p for p in inner.parameters() if p.requires_grad]
-        self._outer_parameters = [p for p in outer.parameters() if p.requires_grad]
-        self._shared = [(n, p) for n, p in inner.named_parameters() if any(p is s for s in shared)]
-        self.bilevel = bool(self._shared or self._outer_parameters)
-        if self.bilevel:
+        optimizers = {"inner_optimizer": inner_optimizer}
+        self.method: Any = None
+        self._outer_phase: OuterPhase | None = None
+        wanted = set(shared)
+        named = [(n, p) for n, p in inner.named_parameters() if p in wanted]
+        if named or any(p.requires_grad for p in outer.parameters()):
             if outer_loss is None or outer_batches is None or outer_optimizer is None:
                 raise ValueError(
                     "`outer` has trainable parameters, so `outer_loss`, `outer_batches` and `outer_optimizer` are all "
                     "needed; use UniformWeights() as `outer` for plain training."
                 )
-            self.problem = problem_from_modules(
-                inner, outer, self.inner_loss, resolve_objective(outer_loss, OUTER_OBJECTIVES)
+            check_outer_optimizer(outer_optimizer, outer, named)
+            optimizers["outer_optimizer"] = outer_optimizer
+            self._walks["outer"] = Walk(outer_batches, "outer_batches")
+            self.method = method_for(method, inner_optimizer, inner)
+            self._outer_phase = OuterPhase(
+                inner,
+                outer,
+                self.inner_loss,
+                resolve_objective(outer_loss, OUTER_OBJECTIVES),
+                self.method,
+                outer_optimizer,
+                self.schedule,
+                named,
+                self._walks,
+                self.describe_batch,
             )
-        if not self._inner_parameters:
-            raise ValueError("`inner` has no trainable parameters.")
+        self._guard = FiniteGuard({"inner": inner, "outer": outer}, optimizers)
+        self._inner_epoch = InnerEpoch(
+            inner,
+            outer,
+            self.inner_loss,
+            inner_batches,
+            inner_optimizer,
+            inner_scheduler,
+            self.describe_batch,
+            autocast,
+            self._guard,
+        )
+
+    @property
+    def bilevel(self) -> bool:
+        """Whether there is anything for outer steps to move."""
+        return self._outer_phase is not None
+
+    @property
+    def problem(self) -> BilevelProblem:
+        """The pair of pure losses that the outer steps differentiate."""
+        return self._phase().problem
 
     def track(self, name: str, part: Any) -> None:
         """Checkpoint one more object (with `state_dict` and `load_state_dict`) under `name`."""
         self._state[name] = part
 
-    def fit(self, epochs: int) -> list[dict[str, float]]:
+    def fit(self, epochs: int, *, restart_epoch: bool = False) -> list[dict[str, float]]:
         """Train until `epochs` epochs are finished in total and return the history.
 
+        Args:
+            epochs: in total.
+            restart_epoch: after an exception in the middle of an epoch, train that epoch from its beginning with the
+                variables as they stand, which is not what an uninterrupted run does; `resume()` is.
+
         Raises:
-            TrainingDiverged: if a loss, or a parameter after an epoch, is not finite; the last checkpoint is kept.
+            TrainingDiverged: if a loss, or a parameter or buffer after an epoch, is not finite; the last checkpoint is
+                kept.
+            FileInUseError: if another trainer is at work on the checkpoint, or has written it since this one did.
+            RuntimeError: if an exception stopped this trainer in the middle of an epoch and it has not been resumed.
             KeyboardInterrupt: passed on; the checkpoint of the last finished epoch is on disk.
         """
+        if self._unfinished is not None and not restart_epoch:
+            how = "resume() goes on from the end of the epoch before" if self.checkpoint else "there is no checkpoint"
+            raise RuntimeError(
+                f"This trainer was stopped in the middle of epoch {self._unfinished}, so its variables are those of no "
+                f"epoch: {how}; fit(..., restart_epoch=True) goes on with them as they are, inexactly."
+            )
         self.total_epochs = epochs
-        try:
+        with self._file.held() if self._file is not None else nullcontext(), end_hooks(self.hooks, self):
             call_hooks(self.hooks, "on_fit_start", self)
-            if self.epoch == 0:
+            self._inner_epoch.note_frozen()
+            if self.epoch == 0 and self._unfinished is None:
                 self.save()
             while self.epoch < epochs:
-                metrics = self._inner_epoch(self.epoch + 1)
-                if self.bilevel and self.schedule.due(self.epoch + 1):
-                    metrics |= self._outer_phase(self.epoch + 1)
-                self._check_parameters(self.epoch + 1)
-                self.epoch += 1
-                call_hooks(self.hooks, "on_epoch_end", self, self.epoch, metrics)
-                self.history.append(metrics)
-                self.save()
-        finally:
-            call_hooks(self.hooks, "on_fit_end", self)
+                self._one_epoch()
         return self.history
 
-    def _inner_epoch(self, epoch: int) -> dict[str, float]:
-        set_epoch(self.inner_batches, epoch)
-        self.inner.train()
-        device = self._inner_parameters[0].device.type
-        losses: list[Tensor] = []
-        unchecked: list[object] = []
-        for step, batch in enumerate(self.inner_batches):
-            with constants(self._outer_parameters), torch.autocast(device, self.autocast, enabled=bool(self.autocast)):
-                loss = self.inner_loss(self.inner, self.outer, batch)
-            self.inner_optimizer.zero_grad(set_to_none=True)
-            loss.backward(inputs=self._inner_parameters)  # type: ignore[no-untyped-call]
-            self.inner_optimizer.step()
-            if self.inner_scheduler is not None:
-                self.inner_scheduler.step()
-            losses.append(loss.detach())
-            unchecked.append(self.describe_batch(batch))
-            if len(unchecked) == CHECK_EVERY:
-                self._check_finite(losses[-CHECK_EVERY:], unchecked, epoch, step)
-                unchecked = []
+    def _one_epoch(self) -> None:
+        self._unfinished = epoch = self.epoch + 1
+
+        def after_step(step: int) -> None:
             call_hooks(self.hooks, "on_inner_step", self, epoch, step)
-        if not losses:
-            raise ValueError("`inner_batches` gave no batch; it must be iterable once per epoch (a list or a loader).")
-        if unchecked:
-            self._check_finite(losses[-len(unchecked) :], unchecked, epoch, len(losses) - 1)
-        return {"inner_loss": float(torch.stack(losses).mean())}
 
-    def _check_finite(self, losses: Sequence[Tensor], names: Sequence[object], epoch: int, last: int) -> None:
-        finite = torch.stack(list(losses)).isfinite().tolist()
-        if all(finite):
-            return
-        first = finite.index(False)
-        value = float(losses[first])
-        name = f" ({names[first]})" if str(names[first]) else ""
-        raise TrainingDiverged(
-            f"The inner loss is {value} in epoch {epoch}, batch {last - len(losses) + 1 + first}{name}{self._kept()}. "
-            "Check that batch for values that are not finite, or lower the learning rate."
-        )
-
-    def _check_parameters(self, epoch: int) -> None:
-        """A finite loss can have a gradient that is not; what it leaves must not be saved."""
-        named = [*self.inner.named_parameters(prefix="inner"), *self.outer.named_parameters(prefix="outer")]
-        finite = torch.stack([p.detach().isfinite().all() for _, p in named]).tolist()
-        if not all(finite):
-            raise TrainingDiverged(
-                f"The parameter {named[finite.index(False)][0]} is not finite after epoch {epoch}, though all losses "
-                f"were{self._kept()}. Look for a gradient that is not (the root or norm of zero), or lower the "
-                "learning rate."
-            )
+        metrics = {"inner_loss": self._inner_epoch.run(epoch, self._kept(), after_step)}
+        if self._outer_phase is not None and self.schedule.due(epoch):
+            losses = [
+                self.outer_step(inner_batches, outer_batch, epoch, step)
+                for step, (inner_batches, outer_batch) in enumerate(self._outer_phase.batches(epoch))
+            ]
+            metrics["outer_loss"] = float(torch.stack(losses).mean())
+        self._guard.check_variables(epoch, self._kept())
+        call_hooks(self.hooks, "on_epoch_end", self, epoch, metrics)
+        self.epoch = epoch
+        self.history.append(metrics)
+        self._unfinished = None
+        self.save()
 
     def _kept(self) -> str:
         return f"; the checkpoint of epoch {self.epoch} is kept in {self.checkpoint}" if self.checkpoint else ""
 
-    def _outer_phase(self, epoch: int) -> dict[str, float]:
-        k, n = self.schedule.steps, self.schedule.inner_batches
-        inner_batches = self._walks["inner"].take(k * n, epoch)
-        outer_batches = self._walks["outer"].take(k, epoch)
-        losses = []
-        for step, outer_batch in enumerate(outer_batches):
-            losses.append(self.outer_step(inner_batches[step * n : (step + 1) * n], outer_batch, epoch, step))
-        return {"outer_loss": float(torch.stack(losses).mean())}
-
     def outer_step(self, inner_batches: Sequence[Any], outer_batch: Any, epoch: int = 0, step: int = 0) -> Tensor:
         """Make one outer step on the given batches and return the outer loss before it."""
-        assert self.outer_optimizer is not None
-        w, a = parameters_of(self.inner), parameters_of(self.outer)
-        if not a:  # shared variables only: a direct step, with a constant in place of the outer tree
-            a = {"": torch.zeros((), device=self._inner_parameters[0].device)}
-        found = self.method(self.problem, w, a, inner_batches, outer_batch)
-        broken = not_finite(found)
-        if broken:
-            raise TrainingDiverged(
-                f"The hypergradient is not finite in {broken} in epoch {epoch}, outer step {step}, batch "
-                f"{self.describe_batch(outer_batch)}; no variable was changed by it. Lower the learning rates, or "
-                "check that batch."
-            )
-        self.outer_optimizer.zero_grad(set_to_none=True)
-        for name, p in self.outer.named_parameters():
-            if p.requires_grad:
-                p.grad = found.value[name]
-        for name, p in self._shared:
-            p.grad = found.inner_gradient[name]
-        if found.inner is not None:
-            self._adopt(found.inner)
-        self.outer_optimizer.step()
+        found = self._phase().step(inner_batches, outer_batch, epoch, step)
         call_hooks(self.hooks, "on_outer_step", self, epoch, step, found)
         return found.outer_loss
 
-    @torch.no_grad()
-    def _adopt(self, moved: Mapping[str, Tensor]) -> None:
-        """Take over inner variables that a penalty method has moved; its value belongs to them."""
-        for name, p in self.inner.named_parameters():
-            if name in moved:
-                p.copy_(moved[name])
+    def _phase(self) -> OuterPhase:
+        if self._outer_phase is None:
+            raise ValueError("`outer` has no trainable parameters and there are no `shared` ones: no outer step to do.")
+        return self._outer_phase
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, as plain data."""
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, Any]:
+        """The objects whose state is checkpointed, by name."""
         parts = {f"state.{name}": part for name, part in self._state.items()}
-        parts |= {f"hook.{i}": h for i, h in enumerate(self.hooks) if hasattr(h, "state_dict")}
+        parts |= {f"hook.{name}": hook for name, hook in named_hooks(self.hooks).items()}
         parts |= {"inner": self.inner, "outer": self.outer, "inner_optimizer": self.inner_optimizer}
         if self.outer_optimizer is not None:
             parts["outer_optimizer"] = self.outer_optimizer
@@ -278,80 +270,40 @@ class BilevelTrainer:
             parts["inner_scheduler"] = self.inner_scheduler
         if hasattr(self.method, "state_dict"):
             parts["method"] = self.method
-        return {
-            "format": FORMAT,
-            "config": self.config,
-            "epoch": self.epoch,
-            "history": self.history,
-            "parts": {name: part.state_dict() for name, part in parts.items()},
-            "walks": {name: walk.state_dict() for name, walk in self._walks.items()},
-            "generators": {name: generator_states(walk.batches) for name, walk in self._walks.items()},
-            "random": random_state(),
-        }
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as plain data."""
+        return collect(self._parts(), self._walks, self.config, self.epoch, self.history)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of `state_dict`.
+        """Continue from a state of `state_dict`; if that fails, the trainer is as it was.
 
         Raises:
-            ValueError: if it belongs to another format or config; the message names the first difference.
+            ValueError: if it belongs to another format or config, lacks something, or holds what this trainer has no
+                place for; the message names the first difference.
         """
         if state.get("format") == 1:
-            state = self._from_format_1(state)
-        if state.get("format") != FORMAT:
-            raise ValueError(f"This checkpoint has format {state.get('format')!r}; this version reads {FORMAT}.")
-        for key in sorted(self.config.keys() | state["config"].keys()):
-            old, new = state["config"].get(key), self.config.get(key)
-            if old != new:
-                raise ValueError(
-                    f"The checkpoint was made with {key}={old!r}, this run has {key}={new!r}; resume with the old "
-                    "value, or start afresh."
-                )
-        parts = state["parts"]
-        for name, part in parts.items():
-            kind, _, rest = name.partition(".")
-            if kind == "state":
-                self._state[rest].load_state_dict(part)
-            elif kind == "hook":
-                self.hooks[int(rest)].load_state_dict(part)
-            else:
-                getattr(self, name).load_state_dict(part)
-        self.epoch = state["epoch"]
-        self.history = list(state["history"])
-        for name, walk in self._walks.items():
-            walk.load_state_dict(state["walks"][name])
-            restore_generators(walk.batches, state["generators"][name])
-        restore_random_state(state["random"])
+            taken = {"inner": self.schedule.inner_batches, "outer": 1}
+            state = from_format_1(state, self.hooks, self._walks, taken)
+        load(state, self._parts(), self._walks, self.config)
+        self.epoch, self.history = state["epoch"], [dict(entry) for entry in state["history"]]
+        self._unfinished = None
 
-    def _from_format_1(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Such a checkpoint counts outer steps; its loaders started a fresh pass at every outer phase."""
-        walks, taken = {}, {"inner": self.schedule.inner_batches, "outer": 1}
-        for name, walk in self._walks.items():
-            length = len(walk.batches) if isinstance(walk.batches, Sequence) else 0
-            position = state["outer_taken"] * taken[name] % length if length else 0
-            walks[name] = {"position": position, "pass": None}
-        generators = {name: generator_states(walk.batches) for name, walk in self._walks.items()}
-        return {**state, "format": FORMAT, "walks": walks, "generators": generators}
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint's file, if one is written."""
+        return self._file.path if self._file is not None else None
 
     def save(self) -> None:
         """Write the checkpoint, if there is a file for it."""
-        if self.checkpoint is not None:
-            save_checkpoint(self.checkpoint, self.state_dict())
+        if self._file is not None:
+            self._file.save(self.state_dict())
 
     def resume(self) -> bool:
-        """Load the checkpoint if there is one; return whether there was."""
-        if self.checkpoint is None or not self.checkpoint.is_file():
-            return False
-        self.load_state_dict(load_checkpoint(self.checkpoint))
-        return True
+        """Load the checkpoint if there is one; return whether there was.
 
-
-@contextmanager
-def constants(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within this context the parameters require no gradient."""
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
+        Raises:
+            ValueError: if it is damaged or does not fit this trainer, which then is as it was.
+        """
+        return self._file is not None and self._file.load_into(self.load_state_dict)

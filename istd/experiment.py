@@ -64,6 +64,7 @@ class Experiment:
         device: where to train.
         checkpoint: file for the checkpoint, or None.
         progress: show progress bars.
+        hooks: further hooks of the trainer, called after its own.
     """
 
     config: Config
@@ -71,6 +72,7 @@ class Experiment:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint: Path | None = None
     progress: bool = True
+    hooks: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         config, dataset = self.config, self.dataset
@@ -234,7 +236,7 @@ class Experiment:
             )
         if isinstance(self.outer, WeightsAndLabels) and isinstance(self.labels, DiffusedMasks):
             hooks.append(Redrawing(self.labels, cast(LearnedLabels, self.outer.labels)))
-        hooks.append(self.selection)
+        hooks += [self.selection, *self.hooks]
         common: dict[str, Any] = {
             "inner_batches": train,
             "inner_optimizer": optimizer,

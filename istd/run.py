@@ -72,13 +72,13 @@ def run(
         hooks: further objects with methods of `bilevel.events.Hook`.
     """
     started = time.monotonic()
-    experiment = Experiment(config, dataset, device or torch.device("cpu"), out / "checkpoint.pt", progress)
+    further = (_EpochLog(), *hooks, StopBetweenSteps())
+    experiment = Experiment(config, dataset, device or torch.device("cpu"), out / "checkpoint.pt", progress, further)
     clock = _Clock(started)
     experiment.trainer.track("clock", clock)
     if resume and experiment.trainer.resume():
         log.info("resumed after epoch %d of %d", experiment.trainer.epoch, config.epochs)
     write_json(out / "config.json", config.as_dict())
-    experiment.trainer.hooks += [_EpochLog(), *hooks, StopBetweenSteps()]
     experiment.fit()
     experiment.load_best()
     metrics = evaluate(experiment, progress) | {"seconds": round(clock.elapsed(), 1)}

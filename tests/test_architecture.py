@@ -11,10 +11,11 @@ LAYERS = {
     "bilevel": [
         ["results", "tree", "registry", "files", "checkpoint", "generators", "forward_rules"],
         ["inner_optimizers", "linear_solvers", "reweighting", "products"],
-        ["problem"],
+        ["problem", "torch_optimizers"],
         ["modules", "batched"],
         ["hypergradients"],
-        ["diagnostics", "objectives", "schedule", "events", "batches"],
+        ["diagnostics", "objectives", "schedule", "events", "batches", "divergence", "trainer_checks"],
+        ["training_state", "inner_epoch", "outer_phase"],
         ["trainer"],
         ["__init__"],
     ],

@@ -8,6 +8,7 @@ from bilevel.hypergradients.fixed_point import FixedPoint
 from bilevel.hypergradients.forward_mode import ForwardUnrolled
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
+from bilevel.hypergradients.next_step import NextStep
 from bilevel.hypergradients.penalty import BOME, F2SA, MESO
 from bilevel.hypergradients.recomputed import RecomputedUnrolled
 from bilevel.hypergradients.sama import SAMA
@@ -30,6 +31,7 @@ __all__ = [
     "HypergradientMethod",
     "HypergradientWarning",
     "Implicit",
+    "NextStep",
     "PessimisticUnrolled",
     "RecomputedUnrolled",
     "TruncatedUnrolled",

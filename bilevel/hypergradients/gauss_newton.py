@@ -11,6 +11,12 @@ from bilevel.problem import BilevelProblem, mean_inner_loss
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, as_variables, dot, gradient, norm, scale
 
+CAUTION = (
+    "GaussNewton puts a matrix of rank one in the place of the inner Hessian, so its direction can be far from the "
+    "hypergradient, and training can end worse than with uniform weights. Leave `method` out for the exact derivative "
+    "of the next step, look at check_hypergradient on your problem, or accept it with GaussNewton(warn=False)."
+)
+
 
 @dataclass(frozen=True)
 class GaussNewton:
@@ -26,6 +32,7 @@ class GaussNewton:
             and code), which is opposite to the theorem's.
         step_size: eta in the published form, the inner learning rate.
         eps: relative threshold of degeneracy.
+        warn: whether a trainer that is given this method says what it is.
 
     Source: Liu et al. (TPAMI 2024) for the minus sign; the published form as named above.
     """
@@ -33,6 +40,12 @@ class GaussNewton:
     as_published: bool = False
     step_size: float = 1e-3
     eps: float = 1e-12
+    warn: bool = True
+
+    @property
+    def caution(self) -> str:
+        """What a trainer should say before it follows this direction."""
+        return CAUTION if self.warn else ""
 
     def __call__(
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any

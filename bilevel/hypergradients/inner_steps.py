@@ -52,7 +52,7 @@ def check_optimizer(optimizer: Any) -> None:
         raise TypeError(
             f"`optimizer` must be a differentiable (init, update) pair such as bilevel.sgd(lr=0.1), or a function "
             f"`outer -> pair`, got {name}; torch.optim optimizers change parameters in place and cannot be "
-            "differentiated through (bilevel.inner_optimizers.from_torch makes their twins)."
+            "differentiated through (bilevel.from_torch makes their twins)."
         )
 
 

@@ -21,4 +21,6 @@ def hypergradient_variant(name: str, inner_lr: float) -> HypergradientMethod:
         raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}, got {name!r}.")
     if name == "implicit":
         return Unrolled(sgd(inner_lr), steps=1)
-    return GaussNewton() if name == "gauss-newton" else GaussNewton(as_published=True, step_size=inner_lr)
+    if name == "gauss-newton":
+        return GaussNewton(warn=False)
+    return GaussNewton(as_published=True, step_size=inner_lr, warn=False)

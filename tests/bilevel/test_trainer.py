@@ -14,6 +14,7 @@ from bilevel import (
     MESO,
     BilevelTrainer,
     ConjugateGradient,
+    GaussNewton,
     Implicit,
     Schedule,
     TrainingDiverged,
@@ -54,16 +55,20 @@ def outer_loss(model, weights, batch):
     return F.cross_entropy(model(x), y)
 
 
-def make(tmp_path=None, weights=None, **changes):
+def network():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 2))
+
+
+def make(tmp_path=None, weights=None, model=None, **changes):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 2))
+    model = model if model is not None else network()
     weights = weights if weights is not None else TableWeights.per_sample(32)
     settings = {
         "inner_loss": inner_loss,
         "outer_loss": outer_loss,
         "inner_batches": EpochBatches(),
         "outer_batches": EpochBatches(16, seed=1),
-        "inner_optimizer": torch.optim.Adam(model.parameters(), 1e-2),
+        "inner_optimizer": torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2),
         "outer_optimizer": torch.optim.Adam(weights.parameters(), 1e-1) if list(weights.parameters()) else None,
         "method": Unrolled(bilevel.sgd(0.1)),
         "schedule": Schedule(every=2, steps=2),
@@ -178,7 +183,7 @@ def test_shared_parameters_follow_the_direct_gradient_of_the_outer_loss():
         outer_batches=validation,
         inner_optimizer=torch.optim.SGD(model.parameters(), 0.1),
         outer_optimizer=torch.optim.SGD([*weights.parameters(), *model.parameters()], 0.5),
-        method="gauss_newton",
+        method=GaussNewton(warn=False),
         shared=model.parameters(),
         progress=False,
     )
@@ -190,7 +195,9 @@ def test_shared_parameters_follow_the_direct_gradient_of_the_outer_loss():
 
 
 @pytest.mark.parametrize(
-    "method", ["gauss_newton", Unrolled(bilevel.sgd(0.1)), "identity"], ids=["rank-one", "unrolled", "identity"]
+    "method",
+    [GaussNewton(warn=False), Unrolled(bilevel.sgd(0.1)), "identity"],
+    ids=["rank-one", "unrolled", "identity"],
 )
 def test_shared_parameters_move_without_learned_weights_too(method):
     """With uniform weights the outer step is a plain step on the outer loss, where the method evaluates it."""

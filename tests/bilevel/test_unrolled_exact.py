@@ -175,7 +175,6 @@ def test_a_truncated_unroll_takes_a_warm_state_too():
         (lambda p: torch.optim.RMSprop(p), "SGD, Adam or AdamW"),
         (lambda p: torch.optim.Adam(p, amsgrad=True), "amsgrad"),
         (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.1), "dampening"),
-        (lambda p: torch.optim.SGD([{"params": p[:1]}, {"params": p[1:], "lr": 1.0}], 0.1), "groups differ"),
         (lambda p: torch.optim.SGD(p[:1], 0.1), "does not update"),
     ],
 )
