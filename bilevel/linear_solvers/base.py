@@ -1,7 +1,7 @@
 """The contract of a linear solver: a product with H in, a `SolveResult` out. It never sees a loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -38,13 +38,58 @@ def require_one_system(b: Tensor, name: str) -> None:
         )
 
 
+def working_dtype(b: Tensor) -> torch.dtype:
+    """What vectors are kept in: the dtype of `b`, or float32 for half precisions, whose sums overflow or lose all."""
+    return b.dtype if b.dtype.itemsize >= 4 else torch.float32
+
+
+def length(b: Tensor) -> Tensor:
+    """|b| of every system, `(n,) -> ()` or `(problems, n) -> (problems,)`, without overflow or underflow of squares."""
+    b = b.to(working_dtype(b))
+    largest = torch.linalg.vector_norm(b, ord=float("inf"), dim=-1, keepdim=True)
+    safe = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    found: Tensor = torch.linalg.vector_norm(b / safe, dim=-1) * safe[..., 0]
+    return found
+
+
+Solve = Callable[[MatVec, Tensor, Tensor], SolveResult]
+
+
+def scale_free(solve: Solve, matvec: MatVec, b: Tensor) -> SolveResult:
+    """Solve for b / s with 1 <= |b| / s < 2 and scale the answer, so that no size of b meets the limits of its dtype.
+
+    Every method here is homogeneous in b: it gives c v for c b. Squares of b, which decide when to stop, would overflow
+    in float32 at |b| = 1e20 and in float16 at 256, and vanish at 1e-24. s is a power of two, so nothing is rounded.
+    Half precisions are solved in float32 with products in their own dtype, and a residual of 10 eps |b| is then as good
+    as products allow.
+
+    Args:
+        solve: `solve(matvec, b / s, s)`, with s of shape `(1,)` or `(problems, 1)`.
+        matvec: v -> H v in the dtype of b.
+        b: right-hand side `(n,)`, or several `(problems, n)`.
+    """
+    size = length(b)[..., None]
+    scale = torch.where(size == 0, 1.0, size / (2 * torch.frexp(size).mantissa))  # NaN for a b that is not finite
+    wide = size.dtype
+
+    def product(v: Tensor) -> Tensor:
+        return matvec(v.to(b.dtype)).to(wide)
+
+    found = solve(product if wide != b.dtype else matvec, b.to(wide) / scale, scale)
+    residual, converged = found.residual_norm * scale[..., 0], found.converged
+    if wide != b.dtype:
+        converged = converged | (residual <= 10 * torch.finfo(b.dtype).eps * size[..., 0])
+    return replace(found, value=(found.value * scale).to(b.dtype), residual_norm=residual, converged=converged)
+
+
 @dataclass(frozen=True)
 class KrylovSolver:
     """Settings that the Krylov methods share.
 
     Attributes:
-        max_iter: most products with H; at least 1.
-        rtol: stop when the residual is at most max(rtol * |b|, atol).
+        max_iter: most products with H; at least 1 (one more may be spent on the true residual).
+        rtol: stop when the residual is at most max(rtol * |b|, atol), or eps * |b|, where the dtype ends. `converged`
+            allows the true residual |(H + damping I) v - b| what rounding leaves, 100 eps |b| (1.2e-5 in float32).
         atol: absolute tolerance.
         damping: added to the diagonal of H for the whole solve; the solution is that of the damped system.
     """
@@ -61,6 +106,16 @@ class KrylovSolver:
             raise ValueError(
                 f"`rtol`, `atol` and `damping` must not be negative, got {self.rtol}, {self.atol}, {self.damping}."
             )
+
+    def goal(self, b: Tensor, scale: Tensor) -> Tensor:
+        """The residual at which to stop, `(1,)` or `(problems, 1)`, for the scaled b of `scale_free`."""
+        size = torch.linalg.vector_norm(b, dim=-1, keepdim=True)
+        return torch.maximum(max(self.rtol, torch.finfo(b.dtype).eps) * size, self.atol / scale)
+
+    def accepted(self, b: Tensor, scale: Tensor) -> Tensor:
+        """The true residual that counts as converged, `()` or `(problems,)`."""
+        size = torch.linalg.vector_norm(b, dim=-1)
+        return torch.maximum(self.goal(b, scale)[..., 0], 100 * torch.finfo(b.dtype).eps * size)
 
 
 def finish(

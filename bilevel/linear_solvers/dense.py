@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish
+from bilevel.linear_solvers.base import MatVec, finish, scale_free
 from bilevel.results import SolveResult
 
 
@@ -33,6 +33,10 @@ class Dense:
                 f"`Dense` was asked for {n} unknowns, more than max_size={self.max_size}; use ConjugateGradient or "
                 "Neumann, which need no matrix."
             )
+        return scale_free(self._solve, matvec, b)
+
+    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
+        n = b.shape[-1]
         identity = torch.eye(n, dtype=b.dtype, device=b.device)
         matrix = torch.stack([matvec(row.expand_as(b)) for row in identity], dim=-1)
         value, info = torch.linalg.solve_ex(matrix, b[..., None])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import KrylovSolver, MatVec, finish, require_one_system
+from bilevel.linear_solvers.base import KrylovSolver, MatVec, finish, require_one_system, scale_free
 from bilevel.results import SolveResult
 
 
@@ -26,10 +26,13 @@ class GMRES(KrylovSolver):
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Solve for `b` of shape `(n,)`."""
         require_one_system(b, "GMRES")
+        return scale_free(self._solve, matvec, b)
+
+    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
         size = b.norm()
-        tolerance = torch.clamp(self.rtol * size, min=self.atol)
-        if not bool(size > tolerance):
-            return finish(torch.zeros_like(b), 0, b, tolerance)
+        goal = self.goal(b, scale)[0]
+        if not bool(size > goal):
+            return finish(torch.zeros_like(b), 0, b, goal)
         steps = min(self.max_iter, b.numel())
         basis = torch.empty(steps + 1, b.numel(), dtype=b.dtype, device=b.device)
         basis[0] = b / size
@@ -49,7 +52,7 @@ class GMRES(KrylovSolver):
             used = k + 1
             y = torch.linalg.lstsq(projected[: used + 1, :used], target[: used + 1, None]).solution[:, 0]
             rest = (projected[: used + 1, :used] @ y - target[: used + 1]).norm()
-            if bool(rest <= tolerance) or bool(projected[k + 1, k] <= 10 * eps * length):
+            if bool(rest <= goal) or bool(projected[k + 1, k] <= 10 * eps * length):
                 break
             basis[k + 1] = w / projected[k + 1, k]
         value = y @ basis[:used]
@@ -57,4 +60,4 @@ class GMRES(KrylovSolver):
         curvature = torch.linalg.eigvalsh((square + square.T) / 2)[0]
         residual = matvec(value) + self.damping * value - b
         # The true residual, by one product more: what the recurrence promises may be lost to rounding.
-        return finish(value, used + 1, residual, torch.clamp(tolerance, min=100 * eps * size), curvature)
+        return finish(value, used + 1, residual, self.accepted(b, scale), curvature)

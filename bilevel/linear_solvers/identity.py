@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish, inner
+from bilevel.linear_solvers.base import MatVec, finish, inner, scale_free
 from bilevel.results import SolveResult
 
 
@@ -31,6 +31,9 @@ class Identity:
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Scale `b` of shape `(n,)` or `(problems, n)`."""
+        return scale_free(self._solve, matvec, b)
+
+    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
         value = self.scale * b
         product = matvec(value)
         curvature = inner(value, product) / inner(value, value)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import KrylovSolver, MatVec, finish, require_one_system
+from bilevel.linear_solvers.base import KrylovSolver, MatVec, finish, require_one_system, scale_free
 from bilevel.results import SolveResult
 
 
@@ -15,7 +15,8 @@ class MINRES(KrylovSolver):
 
     The Lanczos process gives orthonormal q_k and a tridiagonal T with H Q_k = Q_{k+1} T_k; Givens rotations keep the
     QR factors of T_k, and v_k = v_{k-1} + t_k d_k with d_k from the last two directions. Five vectors, whatever the
-    number of steps. The same iterates as `GMRES` in exact arithmetic; GMRES keeps more digits over long runs.
+    number of steps. The same iterates as `GMRES` in exact arithmetic; GMRES keeps more digits over long runs. It solves
+    at a saddle point of the inner loss as anywhere else: look at `minimum_curvature`, the smallest Ritz value.
 
     Settings: see `KrylovSolver`.
 
@@ -25,28 +26,31 @@ class MINRES(KrylovSolver):
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Solve for `b` of shape `(n,)`."""
         require_one_system(b, "MINRES")
+        return scale_free(self._solve, matvec, b)
+
+    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
         size = b.norm()
-        tolerance = torch.clamp(self.rtol * size, min=self.atol)
+        goal = self.goal(b, scale)[0]
         value = torch.zeros_like(b)
-        if not bool(size > tolerance):
-            return finish(value, 0, b, tolerance)
+        if not bool(size > goal):
+            return finish(value, 0, b, goal)
         eps = torch.finfo(b.dtype).eps
         q_before, q = torch.zeros_like(b), b / size
         d_before, d = torch.zeros_like(b), torch.zeros_like(b)
         one, zero = torch.ones_like(size), torch.zeros_like(size)
         cos_before, sin_before, cos, sin = one, zero, one, zero
         beta, rest = zero, size
-        minimum = torch.full_like(size, float("inf"))
         largest = zero
-        iterations = 0
-        while iterations < self.max_iter and bool(rest.abs() > tolerance):
+        diagonals: list[Tensor] = []  # of T, and those beside its diagonal
+        besides: list[Tensor] = []
+        while len(diagonals) < self.max_iter and bool(rest.abs() > goal):
             w = matvec(q) + self.damping * q
-            iterations += 1
             largest = torch.maximum(largest, w.norm())
             alpha = q.dot(w)
-            minimum = torch.minimum(minimum, alpha)
             w = w - alpha * q - beta * q_before
             beta_next = w.norm()
+            diagonals.append(alpha)
+            besides.append(beta_next)
             # The new column (beta, alpha, beta_next) of T, under the two rotations before it and its own.
             far, near = sin_before * beta, cos_before * beta
             above, diagonal = cos * near + sin * alpha, cos * alpha - sin * near
@@ -62,5 +66,15 @@ class MINRES(KrylovSolver):
             q_before, q, beta = q, w / beta_next, beta_next
         # The true residual, by one product more: what the recurrence promises may be lost to rounding.
         residual = matvec(value) + self.damping * value - b
-        goal = torch.clamp(tolerance, min=100 * eps * size)
-        return finish(value, iterations + 1, residual, goal, minimum)
+        curvature = _smallest_ritz_value(diagonals, besides[:-1])
+        return finish(value, len(diagonals) + 1, residual, self.accepted(b, scale), curvature)
+
+
+def _smallest_ritz_value(diagonals: list[Tensor], besides: list[Tensor]) -> Tensor:
+    """The smallest eigenvalue of T, min v'Hv / v'v over the Krylov space; the q'Hq alone can hide a negative one."""
+    matrix = torch.diag(torch.stack(diagonals))
+    if besides:
+        side = torch.stack(besides)
+        matrix = matrix + torch.diag(side, 1) + torch.diag(side, -1)
+    values: Tensor = torch.linalg.eigvalsh(matrix)
+    return values[0]

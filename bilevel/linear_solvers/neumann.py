@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish, inner
+from bilevel.linear_solvers.base import MatVec, finish, inner, scale_free
 from bilevel.results import SolveResult
 
 
@@ -36,6 +36,9 @@ class Neumann:
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Sum the series for `b` of shape `(n,)` or `(problems, n)`; `converged` means residual <= rtol * |b|."""
+        return scale_free(self._solve, matvec, b)
+
+    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
         term = total = b
         size = inner(b, b)
         minimum = torch.full_like(size, float("inf"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import MatVec, finish, require_one_system
+from bilevel.linear_solvers.base import MatVec, finish, require_one_system, scale_free
 from bilevel.results import SolveResult
 
 
@@ -40,6 +40,9 @@ class Nystrom:
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Approximate the solution for `b` of shape `(n,)`."""
         require_one_system(b, "Nystrom")
+        return scale_free(self._solve, matvec, b)
+
+    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
         n = b.numel()
         k = min(self.rank, n)
         chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:k].to(b.device)

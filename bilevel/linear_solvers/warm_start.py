@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.linear_solvers.base import LinearSolver, MatVec, inner
+from bilevel.linear_solvers.base import LinearSolver, MatVec, length
 from bilevel.results import SolveResult
 
 
@@ -36,7 +36,8 @@ class WarmStart:
             damping = getattr(self.solver, "damping", 0.0)
             rest = b - matvec(last) - damping * last
             part = self._with_goal(b)(matvec, rest)
-            goal = getattr(self.solver, "rtol", 0.0) * inner(b, b).sqrt()[..., 0]
+            rounding = 100 * torch.finfo(part.residual_norm.dtype).eps  # as a cold start is judged
+            goal = max(getattr(self.solver, "rtol", 0.0), rounding) * length(b)
             found = replace(
                 part,
                 value=last + part.value,
@@ -52,7 +53,7 @@ class WarmStart:
         solver: Any = self.solver
         if b.ndim > 1 or not (hasattr(solver, "atol") and hasattr(solver, "rtol")):
             return self.solver
-        goal = max(solver.atol, solver.rtol * float(b.norm()))
+        goal = max(solver.atol, solver.rtol * float(length(b)))
         made: LinearSolver = replace(solver, rtol=0.0, atol=goal)
         return made
 

@@ -1,11 +1,14 @@
 """Solvers against the dense solution, and their behaviour where there is none."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import GMRES, MINRES, ConjugateGradient, Dense, Identity, Neumann, Nystrom
+import bilevel
+from bilevel import GMRES, MINRES, ConjugateGradient, Dense, Identity, Implicit, Neumann, Nystrom
 
 
 def system(n, condition, seed):
@@ -186,3 +189,129 @@ def test_systems_side_by_side_equal_one_after_the_other(solver):
         for name in ("residual_norm", "converged", "minimum_curvature"):
             x, y = getattr(together, name)[i], getattr(alone, name)
             assert torch.allclose(x.double(), y.double(), rtol=1e-6, atol=1e-9, equal_nan=True), name
+
+
+SOLVERS = {
+    "cg": ConjugateGradient(50),
+    "cg, side by side": ConjugateGradient(50),
+    "minres": MINRES(50),
+    "gmres": GMRES(50),
+    "dense": Dense(),
+    "neumann": Neumann(400, 0.3),
+    "identity": Identity(1.0, rtol=2.0),
+    "nystrom": Nystrom(rank=6, damping=1e-3, rtol=0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        *((torch.float32, s) for s in (1e20, 1e-24, 1e-37, 1e36)),
+        *((torch.float64, s) for s in (1e200, 1e-200)),
+        *((torch.float16, s) for s in (256.0, 2e4, 1e-4)),
+        *((torch.bfloat16, s) for s in (1e20, 1e-24)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_solver_depends_on_the_size_of_the_right_hand_side(name, dtype, size):
+    """H v = s b has the solution s v, in the range of the dtype where squares are not."""
+    a = torch.diag(torch.linspace(1, 3, 6, dtype=torch.float64)).to(dtype)
+    unit = torch.tensor([3.0, -1.0, 2.0, 0.5, -2.0, 1.0], dtype=torch.float64)
+    unit = unit / unit.norm()
+    b = (size * unit).to(dtype)
+    product = lambda v: a @ v  # noqa: E731
+    if name == "cg, side by side":
+        b, product = torch.stack([b, torch.zeros_like(b)]), lambda v: (a @ v[..., None])[..., 0]
+    found = SOLVERS[name](product, b)
+    like = SOLVERS[name](lambda v: a.double() @ v, unit)
+    value = (found.value[0] if name == "cg, side by side" else found.value).double() / size
+    # Entries and products of H are rounded to eps (bfloat16: 8e-3, and 1e-4 is near the end of float16's range).
+    tolerance = 1e-3 if name == "nystrom" and dtype == torch.float32 else 20 * torch.finfo(dtype).eps
+    tolerance = max(tolerance, 1e-9) if dtype in (torch.float32, torch.float64) else max(tolerance, 0.05)
+    assert float((value - like.value).norm()) < tolerance * float(like.value.norm()) * (1 if name != "nystrom" else 20)
+    assert bool(torch.as_tensor(found.converged).reshape(-1)[0]) or dtype in (torch.float16, torch.bfloat16)
+    assert float(value.norm()) > 0.1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("solver", [ConjugateGradient(), MINRES(), Neumann(), Identity()], ids=str)
+def test_a_right_hand_side_that_is_not_finite_is_never_called_solved(solver, bad):
+    found = solver(lambda v: 2 * v, torch.tensor([1.0, bad, 0.0]))
+    assert not bool(found.converged)
+    assert not bool(found.value.isfinite().all())
+
+
+def test_the_half_precision_example_has_the_exact_hypergradient():
+    """F = |w - 400|^2 / 2 with w* = a: dF/da = a - 400, to two units (0.25) of float16, where its squares overflow."""
+    problem = bilevel.BilevelProblem(
+        lambda w, a, _: (w * w).sum() / 2 - w @ a, lambda w, a, _: (w - 400).float().square().sum() / 2
+    )
+    at = torch.full((3,), 3.0).half()
+    for method in ("conjugate_gradient", "minres", Implicit(Dense()), Implicit(GMRES())):
+        found = bilevel.hypergradient(problem, at, at, [None], None, method)
+        assert float((found.value.float() + 397).abs().max()) <= 0.5
+        assert bool(found.stats["converged"])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("condition", [1e1, 1e4, 1e6, 1e8])
+def test_cg_reports_the_residual_that_is_there(dtype, condition, batched):
+    """|H v - b| as float64 has it, where the recurrence says 1e-9; the products' own rounding is |H| |v| eps."""
+    g = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(40, 40, generator=g, dtype=torch.float64))
+    a = (q @ torch.diag(torch.logspace(0, math.log10(condition), 40, dtype=torch.float64)) @ q.T).to(dtype)
+    b = torch.randn(40, generator=g, dtype=torch.float64).to(dtype)
+    given = b[None] if batched else b
+    found = ConjugateGradient(400, 1e-10)(lambda v: v @ a.T, given)
+    value = (found.value[0] if batched else found.value).double()
+    true = float((a.double() @ value - b.double()).norm())
+    rounding = 40 * torch.finfo(dtype).eps * condition * float(value.norm())
+    assert float(found.residual_norm) == pytest.approx(true, rel=0.2, abs=rounding)
+    asked = max(1e-10, 100 * torch.finfo(dtype).eps) * float(b.norm())
+    assert bool(found.converged) == (float(found.residual_norm) <= asked)
+
+
+def test_cg_spends_no_product_where_its_recurrence_can_be_trusted():
+    a, b = system(30, 10, 0)
+    assert ConjugateGradient(12)(lambda v: a @ v, b).iterations == 12
+    solved = ConjugateGradient(60, rtol=1e-6)(lambda v: a @ v, b)
+    assert float(solved.residual_norm) == pytest.approx(float((a @ solved.value - b).norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_default_call_in_float32_warns_only_where_the_answer_is_worse_than_asked(seed):
+    """Warnings are errors here; the answer is right to a condition of 10 times the accepted residual of 1.2e-5."""
+    a, b = system(12, 10, seed)
+    a, b = a.float(), b.float()
+    problem = bilevel.BilevelProblem(lambda w, x, _: w @ a @ w / 2 - w @ x, lambda w, x, _: w @ b)
+    w = torch.linalg.solve(a, b)
+    found = bilevel.hypergradient(problem, w, b, [None], None)
+    exact = torch.linalg.solve(a.double(), b.double())
+    assert float((found.value.double() - exact).norm() / exact.norm()) < 1.2e-4
+    assert bool(found.stats["converged"])
+
+
+def test_an_answer_worse_than_asked_still_warns():
+    a = torch.diag(torch.logspace(0, 4, 60))
+    problem = bilevel.BilevelProblem(lambda w, x, _: w @ a @ w / 2 - w @ x, lambda w, x, _: w.sum())
+    x = torch.ones(60)
+    with pytest.warns(bilevel.HypergradientWarning, match="was not solved"):
+        bilevel.hypergradient(problem, x / a.diagonal(), x, [None], None)
+
+
+@pytest.mark.parametrize("solver", [MINRES(), GMRES()], ids=["minres", "gmres"])
+@pytest.mark.parametrize("b", [[1.0, 1.0], [3.0, 1.0], [1.0, 3.0]])
+def test_a_saddle_shows_in_the_smallest_ritz_value(solver, b):
+    """H = diag(3, -1): along b = (1, 1) the curvature is 1, and along the second Lanczos vector too."""
+    found = solver(lambda v: torch.tensor([3.0, -1.0]).double() * v, torch.tensor(b).double())
+    assert float(found.minimum_curvature) == pytest.approx(-1.0)
+
+
+def test_minres_at_a_saddle_warns():
+    saddle = torch.tensor([3.0, -1.0]).double()
+    problem = bilevel.BilevelProblem(lambda w, a, _: (saddle * w * w).sum() / 2 - w @ a, lambda w, a, _: w.sum())
+    w = torch.zeros(2).double()
+    with pytest.warns(bilevel.HypergradientWarning, match=r"curvature -1.00e\+00 <= 0"):
+        bilevel.hypergradient(problem, w, w, [None], None, "minres")
