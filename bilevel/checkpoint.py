@@ -42,7 +42,8 @@ def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
         OSError: if the file cannot be written.
     """
     content = plain(state)
-    write_atomically(path, lambda file: torch.save({"digest": digest(content), "state": content}, file))
+    signed = {"digest": digest(content), "state": content}
+    write_atomically(path, lambda file: torch.save(signed, file))
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -182,7 +183,9 @@ def digest(content: Any) -> str:
     def walk(value: Any) -> None:
         if isinstance(value, Tensor):
             dense = value.detach().cpu().to_dense() if value.layout != torch.strided else value.detach().cpu()
-            flat = dense.resolve_conj().resolve_neg().contiguous().reshape(-1)
+            flat = dense.resolve_conj().resolve_neg().reshape(-1)
+            # Bytes need a stride of one, which a vector of one number or none can lack and still be contiguous.
+            flat = flat if flat.stride() == (1,) else torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
             feed(f"tensor {value.dtype} {tuple(value.shape)}", flat.view(torch.uint8).numpy())
         elif isinstance(value, Mapping):
             feed(f"dict {len(value)}")

@@ -32,7 +32,7 @@ def _umask() -> int:
 _UMASK = _umask()
 
 
-class FileInUseError(RuntimeError):
+class FileInUseError(OSError):
     """Another trainer is at work on the same file."""
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,9 +25,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (0, 2 for bad input, 1 for divergence, 130 for Ctrl-C).
+    """Run the command line; returns the exit code: 0, 2 for bad input, 1 for divergence, 130 or 143 for a signal.
 
-    141 says, as a shell does, that whoever read the output stopped reading.
+    The last are those of Ctrl-C and SIGTERM; 141 says, as a shell does, that whoever read the output stopped reading.
     """
     args = parser().parse_args(argv)
     try:
@@ -44,4 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; {args.kept(args) if 'kept' in args else 'nothing written'}", file=sys.stderr)
         return 130
+    except SystemExit as stopped:
+        if stopped.code != 128 + signal.SIGTERM:
+            raise
+        print(f"terminated; {args.kept(args) if 'kept' in args else 'nothing written'}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     return 0

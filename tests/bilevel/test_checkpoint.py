@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bilevel import files
-from bilevel.checkpoint import ResumeWarning, digest, load_checkpoint, save_checkpoint, write_atomically
+from bilevel.checkpoint import ResumeWarning, digest, load_checkpoint, plain, save_checkpoint, write_atomically
 from bilevel.files import FileInUseError, exclusive, sweep
 from tests.bilevel.test_trainer import make, network, same_state
 
@@ -82,13 +82,21 @@ def test_a_flipped_weight_is_called_damage(tmp_path):
         {"n": np.float64(0.5), "i": np.int64(3), 4: {"c": torch.ones(3, dtype=torch.complex64).conj()}},
         nn.BatchNorm1d(2).state_dict(),
         {"big": 2**127, "empty": torch.zeros(0), "bool": torch.tensor([True, False])},
+        {
+            "one": torch.empty_strided((1,), (0,)).fill_(2.0),
+            "none": torch.ones(1, 1)[:, :0],
+            "repeated": torch.ones(1).expand(3),
+            "backwards": torch.arange(4).flip(0),
+            "column": torch.ones(3, 2)[:, :1],
+        },
     ],
-    ids=["plain", "tensors", "numpy", "module", "extremes"],
+    ids=["plain", "tensors", "numpy", "module", "extremes", "strides"],
 )
 def test_what_is_saved_is_what_is_loaded(tmp_path, content):
     save_checkpoint(tmp_path / "x.pt", content)
     found = load_checkpoint(tmp_path / "x.pt")
     assert found.keys() == content.keys()
+    assert digest(found) == digest(plain(content))
     save_checkpoint(tmp_path / "y.pt", found)
     assert digest(load_checkpoint(tmp_path / "y.pt")) == digest(found)
 

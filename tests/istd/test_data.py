@@ -1,5 +1,6 @@
 """Layouts, points, images and crops: what users have on disk, and what goes wrong with it."""
 
+import io
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bilevel.batches import Walk
 from istd.data.crops import Augmentation, CropLoader, Normalisation
 from istd.data.images import read_image
 from istd.data.layouts import Sample, load_folder
@@ -360,6 +362,26 @@ def test_crops_are_a_function_of_seed_and_epoch():
         assert torch.equal(a.samples, b.samples)
     one.set_epoch(3)
     assert not all(torch.equal(a.image, b.image) for a, b in zip(one, two, strict=True))
+
+
+def test_a_begun_pass_goes_on_exactly_though_the_pool_has_changed_since():
+    """Samples admitted in the middle of a pass wait for the next one, in this process and in one that resumes."""
+    samples, pool = marked_samples(), [np.arange(4)]
+    walks = []
+    for _ in range(2):
+        made = loader(samples)
+        made.pool = lambda: pool[0]
+        walks.append(Walk(made, "inner_batches"))
+    first = walks[0].take(1, 3)
+    pool[0] = np.arange(8)
+    stored = io.BytesIO()
+    torch.save(walks[0].state_dict(), stored)
+    stored.seek(0)
+    walks[1].load_state_dict(torch.load(stored, weights_only=True))
+    for a, b in zip(walks[0].take(3, 4), walks[1].take(3, 4), strict=True):
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.samples, b.samples)
+    assert sorted(first[0].samples.tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("size", [(50, 70), (20, 40), (33, 17)])

@@ -257,12 +257,25 @@ def test_a_resumed_run_gives_the_same_metrics(scenes, finished, tmp_path):
             if (epoch, step) == (3, 1):
                 raise KeyboardInterrupt
 
-    first = Experiment(TINY, scenes, checkpoint=tmp_path / "checkpoint.pt", progress=False)
+    class Counting:
+        seen = 0
+
+        def on_inner_step(self, trainer, epoch, step):
+            self.seen += 1
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state):
+            self.seen = state["seen"]
+
+    before, after = Counting(), Counting()
+    first = Experiment(TINY, scenes, checkpoint=tmp_path / "checkpoint.pt", progress=False, hooks=(before, Stop()))
     first.trainer.track("clock", _NoClock())
-    first.trainer.hooks.append(Stop())
     with pytest.raises(KeyboardInterrupt):
         first.fit()
-    metrics = run(TINY, scenes, tmp_path, resume=True, progress=False)
+    metrics = run(TINY, scenes, tmp_path, resume=True, progress=False, hooks=[after])
+    assert after.seen == TINY.epochs * (before.seen - 2) // 2  # two epochs and two steps of the third were counted
     for key in ("student", "teacher", "pseudo_masks", "selected_epoch"):
         assert metrics[key] == expected[key], key
 
@@ -345,13 +358,14 @@ def test_sigkill_and_resume_give_the_metrics_of_an_uninterrupted_run(example, ti
         assert a[key] == b[key], key
 
 
-def test_ctrl_c_keeps_the_checkpoint_and_exits_with_130(example, tiny_folder, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
+def test_a_signal_keeps_the_checkpoint_and_exits_with_its_code(example, tiny_folder, tmp_path, number, code):
     flags = ("--data", str(tiny_folder), "--preset", "smoke", "--student", "mlcl", "--width", "0.25", "--epochs", "500")
     process = example(tmp_path, *flags, start_new_session=True)
     wait_for_checkpoint(tmp_path, process, delay=0.5)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "continue with --resume" in errors
 
 
