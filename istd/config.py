@@ -1,5 +1,6 @@
 """The frozen configuration of one run, its presets and its checks."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,12 +10,13 @@ from istd.labels import INITIAL_MASKS
 from istd.labels.evolution import ANCHORS, RULES, STORED
 from istd.losses import SEGMENTATION_LOSSES
 from istd.methods import METHODS, VARIANTS
+from istd.schema import Choices, Range, check_fields
 from istd.students import STUDENTS
 
 DEFAULT_VFM = "vit_small_plus_patch16_dinov3.lvd1689m"
 
 
-CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
+CHOICES: dict[str, Choices] = {
     "method": METHODS,
     "student": STUDENTS,
     "precision": ("float32", "bfloat16"),
@@ -40,6 +42,44 @@ CHOICES: dict[str, Registry[Any] | tuple[str, ...]] = {
     "select_on": ("val", "test"),
 }
 """Fields with a fixed set of values."""
+
+RANGES: dict[str, Range] = {
+    "width": Range(0, 4, above=True),
+    "seed": Range(0, 2**31 - 1),
+    "epochs": Range(1),
+    "batch_size": Range(1),
+    "crop": Range(32, 8192),
+    "lr": Range(0, above=True),
+    "weight_decay": Range(0),
+    "student_loss": Range(0),
+    "teacher_share": Range(0, 1, above=True),
+    "averaging": Range(0, 1, below=True),
+    "scale": Range(1, 8),
+    "gain": Range(1, 100),
+    "noise": Range(0, 10),
+    "on_target": Range(0, 1),
+    "evolve_from": Range(0, 1),
+    "evolve_every": Range(1),
+    "evolve_decay": Range(0, 1),
+    "evolve_cap": Range(0, infinite=True),
+    "alarms": Range(0),
+    "vfm_size": Range(16, 8192),
+    "scam_strength": Range(0),
+    "scam_gate": Range(0),
+    "clusters": Range(1),
+    "bilevel_every": Range(1),
+    "bilevel_steps": Range(1),
+    "outer_lr": Range(0),
+    "labels_lr": Range(0),
+    "shared_lr": Range(0),
+    "evaluate_every": Range(1),
+    "inner_kd": Range(0),
+    "select_from": Range(0, 1),
+}
+"""What every number may be."""
+
+PERIODS = ("evolve_every", "bilevel_every", "evaluate_every")
+"""Fields that count epochs, and so belong to a number of them."""
 
 
 @dataclass(frozen=True)
@@ -193,15 +233,8 @@ class Config:
     select_on: str = "val"
 
     def __post_init__(self) -> None:
-        for field, allowed in CHOICES.items():
-            if isinstance(allowed, Registry):
-                allowed[getattr(self, field)]  # raises with the known names
-            elif getattr(self, field) not in allowed:
-                raise ValueError(f"`{field}` must be one of {', '.join(allowed)}, got {getattr(self, field)!r}.")
-        for field in ("epochs", "batch_size", "evolve_every", "bilevel_every", "bilevel_steps", "evaluate_every"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
-        if self.crop < 32 or self.crop % 32:
+        check_fields(self, RANGES, CHOICES)
+        if self.crop % 32:
             raise ValueError(f"`crop` must be a positive multiple of 32, got {self.crop}.")
 
     def as_dict(self) -> dict[str, Any]:
@@ -263,6 +296,9 @@ PRESETS.register(
 def configure(preset: str, method: str | None = None, **changes: Any) -> Config:
     """The configuration of a method: its preset, what the method's source fixes, and what the caller changes.
 
+    In another number of epochs than the preset's, periods that are not given themselves shrink or grow with it
+    (`shortened`): a method whose period outlasted the run would never act.
+
     Args:
         preset: a key of `PRESETS`.
         method: a key of `METHODS`; None keeps the preset's.
@@ -273,18 +309,25 @@ def configure(preset: str, method: str | None = None, **changes: Any) -> Config:
     """
     base = PRESETS[preset]
     name = method or base.method
-    return replace(base, **{"method": name, **METHODS[name].settings, **changes})
+    usual = replace(base, **{"method": name, **METHODS[name].settings})
+    if "epochs" in changes:
+        usual = shortened(usual, replace(usual, epochs=changes["epochs"]).epochs)
+    return replace(usual, **changes)
 
 
 def departures(config: Config) -> dict[str, Any]:
     """What a configuration changes in its preset and method: fields and values, without seed, network and VFM."""
-    usual = configure(config.preset, config.method)
+    usual = replace(configure(config.preset, config.method, epochs=config.epochs), epochs=PRESETS[config.preset].epochs)
     named = {"seed", "student", "width", "vfm", "vfm_weights", "vfm_random"}  # every result names these anyway
     return {k: v for k, v in config.as_dict().items() if k not in named and v != getattr(usual, k)}
 
 
 def shortened(config: Config, epochs: int) -> Config:
     """The same schedule in another number of epochs: periods, which count epochs, shrink (or grow) with it."""
-    periods = ("evolve_every", "bilevel_every", "evaluate_every")
-    share = epochs / config.epochs
-    return replace(config, epochs=epochs, **{p: max(round(share * getattr(config, p)), 1) for p in periods})
+    return replace(config, epochs=epochs, **scaled_periods(config.as_dict(), epochs))
+
+
+def scaled_periods(schedule: Mapping[str, Any], epochs: int) -> dict[str, int]:
+    """The periods of a schedule with its own number of `epochs`, for another number of them; each at least 1."""
+    share = epochs / schedule["epochs"]
+    return {p: max(round(share * schedule[p]), 1) for p in PERIODS if p in schedule}

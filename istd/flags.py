@@ -1,14 +1,15 @@
 """Command-line flags of a run's configuration: names, types and help come from the `Config` dataclass itself."""
 
 import argparse
-import json
 import re
-import types
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
-from istd.config import CHOICES, PRESETS, Config, configure
+from istd.config import CHOICES, PRESETS, RANGES, Config, configure, scaled_periods
+from istd.schema import checked, plain_type, read_settings
+
+FILE_CHOICES = {**CHOICES, "preset": PRESETS}
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             continue
         flag = "--" + field.name.replace("_", "-")
         text = f"{texts[field.name]} [{field.default}]".replace("%", "%%")
-        kind = _plain(hints[field.name])
+        kind = plain_type(hints[field.name])[0]
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif field.name in CHOICES:
@@ -38,6 +39,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace, method: str | None = None) -> Config:
     """The frozen config that preset, method, file and flags describe, each overriding the one before.
 
+    Periods scale with the epochs (`configure`), those of a file with the epochs that the file itself names.
+
     Args:
         args: parsed flags.
         method: in place of the flags' method, for a comparison in the same budget.
@@ -48,12 +51,21 @@ def config_from(args: argparse.Namespace, method: str | None = None) -> Config:
     given = read_config(args.config) if args.config is not None else {}
     preset = args.preset or given.pop("preset", None) or ("cpu" if args.data else "smoke")
     given.pop("preset", None)
-    flags = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != "preset"}
-    given |= {name: value for name, value in flags.items() if value is not None}
+    flags = {name: value for name, value in flags_of(args).items() if value is not None}
+    if "epochs" in flags and "epochs" in given:
+        # What a file says must be possible before anything is computed from it.
+        own = configure(preset, given.get("method"), **{k: v for k, v in given.items() if k != "method"})
+        given |= scaled_periods({name: getattr(own, name) for name in given}, replace(own, **flags).epochs)
+    given |= flags
     if args.vfm_random is None and (args.vfm is not None or args.vfm_weights is not None):
         given["vfm_random"] = False  # naming a model or its weights asks for trained ones
     chosen = method or given.get("method")
     return configure(preset, chosen, **{k: v for k, v in given.items() if k != "method"})
+
+
+def flags_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of fields of `Config`; None where one was not given."""
+    return {f.name: getattr(args, f.name) for f in fields(Config) if f.name != "preset"}
 
 
 def given_flags(args: argparse.Namespace) -> list[str]:
@@ -68,27 +80,17 @@ def given_flags(args: argparse.Namespace) -> list[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Fields of `Config` from a JSON file.
+    """Fields of `Config` from a JSON file, each checked.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON object, or names an unknown field.
+        ValueError: if it is no JSON object, names an unknown field, or holds an impossible value; the file is named.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"`--config {path}` is not a file.")
+    content, hints = read_settings(path, Config, "--config"), get_type_hints(Config)
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`--config {path}` is not JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"`--config {path}` must hold an object of fields, got a {type(content).__name__}.")
-    known = {f.name for f in fields(Config)}
-    unknown = sorted(content.keys() - known)
-    if unknown:
-        raise ValueError(
-            f"`--config {path}` names the unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}."
-        )
-    return content
+        return {k: checked(k, v, hints[k], RANGES.get(k), FILE_CHOICES.get(k)) for k, v in content.items()}
+    except ValueError as error:
+        raise ValueError(f"`--config {path}`: {error}") from None
 
 
 def descriptions() -> dict[str, str]:
@@ -96,11 +98,3 @@ def descriptions() -> dict[str, str]:
     text = (Config.__doc__ or "").split("Attributes:")[1]
     entries = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", text, flags=re.MULTILINE)
     return {name: " ".join(entry.split()) for name, entry in entries}
-
-
-def _plain(hint: Any) -> type:
-    """`int` for `int` and for `int | None`."""
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in get_args(hint) if part is not types.NoneType)
-    assert isinstance(hint, type)
-    return hint

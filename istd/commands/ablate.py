@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from istd.commands.common import add_device_flags, resolve_device
 from istd.commands.sets import add_data_flags
 from istd.commands.train import dataset_of
-from istd.config import PRESETS, Config, shortened
+from istd.config import Config
 from istd.flags import add_config_flags, config_from, given_flags, read_config
 from istd.grid import run_grid, write_grid
 
@@ -108,16 +108,12 @@ def kept(args: argparse.Namespace) -> str:
 
 
 def thinned(args: argparse.Namespace) -> Config:
-    """The base configuration; that of the `cpu` preset `shortened`, where neither flags nor a file say otherwise."""
+    """The base configuration; in `THIN` epochs with the `cpu` preset, where neither flags nor a file say otherwise."""
     base = config_from(args)
-    if base.preset != "cpu":
-        return base
     in_file = read_config(args.config) if args.config is not None else {}
-    given = {
-        f.name: getattr(base, f.name) for f in fields(Config) if f.name in in_file or getattr(args, f.name) is not None
-    }
-    whole = replace(base, epochs=PRESETS["cpu"].epochs)
-    return replace(shortened(whole, given.get("epochs", THIN)), **given)
+    if base.preset != "cpu" or args.epochs is not None or "epochs" in in_file:
+        return base
+    return config_from(argparse.Namespace(**{**vars(args), "epochs": THIN}))
 
 
 def rows_of(base: Config, wanted: list[str] | None = None) -> dict[str, Config]:

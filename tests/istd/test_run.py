@@ -405,7 +405,7 @@ def test_nan_in_an_image_names_the_batch_and_keeps_the_checkpoint(scenes, tmp_pa
         (["--vfm-weights", "nowhere.pth"], "not a file"),
         (["--device", "cuda"], "no CUDA device"),
         (["--epochs", "0"], "`epochs` must be at least 1"),
-        (["--width", "9"], "`width` must lie in"),
+        (["--width", "9"], "`width` must lie in (0, 4], got 9.0"),
     ],
 )
 def test_bad_flags_end_with_a_message_and_exit_code_2(flags, message, tmp_path, capsys):
