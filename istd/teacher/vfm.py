@@ -6,6 +6,7 @@ loading stops, because a randomly initialised teacher must be asked for by name.
 """
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -128,18 +129,43 @@ def load_vfm(
         close = ", ".join(timm.list_models("*vit*dinov3*")[:6])
         raise ValueError(f"Unknown `vfm` {name!r}: not a timm model. DINOv3 models are {close}, ...")
     source = None if random else Path(weights) if weights is not None else _hub_file(name)
-    overlay = {"state_dict": read_weights(source)} if source is not None else None
+    given = read_weights(source) if source is not None else None
     try:
-        model = timm.create_model(
-            name, pretrained=not random, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True
-        )
+        model = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
     except TypeError:  # not every ViT knows dynamic_img_size
-        model = timm.create_model(name, pretrained=not random, pretrained_cfg_overlay=overlay, num_classes=0)
-    except Exception as error:
-        raise VFMWeightsError(f"{source} does not fit the VFM {name!r} ({type(error).__name__}). {REMEDY}") from error
+        model = timm.create_model(name, pretrained=False, num_classes=0)
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "blocks"):
         raise ValueError(f"`vfm` {name!r} is not a vision transformer; SCAM needs the token maps of its blocks.")
+    if given is not None:
+        _load(model, given, name, source)
     return FrozenVFM(model, name, pretrained=not random, embedding=embedding, norm=norm)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], name: str, source: Path | None) -> None:
+    """Load weights of which every tensor of the model is one; what the file holds beside them (a head, say) stays out.
+
+    Raises:
+        VFMWeightsError: if a tensor of the model is missing, has another shape, or is not finite.
+    """
+    # timm's module of a model knows how to read its published files (renamed keys, resized position tables).
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        found = convert(dict(weights), model) if convert is not None else weights
+        own = model.state_dict()
+        fitting = {k for k, v in own.items() if k in found and found[k].shape == v.shape}
+    except Exception as error:
+        raise VFMWeightsError(f"{source} does not fit the VFM {name!r} ({type(error).__name__}). {REMEDY}") from error
+    if len(fitting) < len(own):
+        first = next(k for k in own if k not in fitting)
+        what = f"has the shape {tuple(found[first].shape)}" if first in found else "is missing"
+        raise VFMWeightsError(
+            f"{source} does not fit the VFM {name!r}: {len(fitting)} of the model's {len(own)} tensors match "
+            f"({len(fitting) / len(own):.0%}), {first!r} {what}. {REMEDY}"
+        )
+    broken = next((k for k in own if not found[k].isfinite().all()), None)
+    if broken is not None:
+        raise VFMWeightsError(f"{source} holds values that are not finite in {broken!r}. {REMEDY}")
+    model.load_state_dict({k: found[k] for k in own})
 
 
 def vfm_names() -> list[str]:
