@@ -52,7 +52,7 @@ class HolisticScore:
             self._union[i] += int((mask | truth).sum())
             found = find_regions(mask).centroids
             self._found[i] += len(found)
-            gaps = _matched_gaps(found, wanted)
+            gaps = _matched_gaps(found, wanted, max(self.distances))
             self._matched[i] += [(gaps < d).sum() for d in self.distances]
 
     def compute(self) -> dict[str, float]:
@@ -63,15 +63,24 @@ class HolisticScore:
         return {"score": self.weight * pixels + (1 - self.weight) * targets, "pixels": pixels, "targets": targets}
 
 
-def _matched_gaps(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances of one-to-one pairs, the nearest first; those below d are the pairs for the match distance d."""
+def _matched_gaps(found: NDArray[np.float64], wanted: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    """Distances below `reach` of one-to-one pairs, the nearest first; those below d are the pairs for distance d.
+
+    Pairs that lie `reach` or further apart come last and so never take a partner from a nearer pair: they are left out,
+    and with them nearly all pairs of a mask of thousands of components.
+    """
+    from scipy.spatial import KDTree
+
     if not len(found) or not len(wanted):
         return np.zeros(0)
-    gaps = np.linalg.norm(found[:, None] - wanted[None], axis=-1)
+    near = KDTree(found).query_ball_point(wanted, reach)
+    rows = np.concatenate([np.asarray(hits, dtype=np.int64) for hits in near])
+    columns = np.repeat(np.arange(len(wanted)), [len(hits) for hits in near])
+    gaps = np.linalg.norm(found[rows] - wanted[columns], axis=-1)
     free_rows, free_columns, out = np.ones(len(found), dtype=bool), np.ones(len(wanted), dtype=bool), []
-    for place in np.argsort(gaps, axis=None):
-        i, j = np.unravel_index(place, gaps.shape)
-        if free_rows[i] and free_columns[j]:
+    for place in np.lexsort((columns, rows, gaps)):
+        i, j = rows[place], columns[place]
+        if gaps[place] < reach and free_rows[i] and free_columns[j]:
             free_rows[i] = free_columns[j] = False
-            out.append(gaps[i, j])
+            out.append(gaps[place])
     return np.array(out)
