@@ -23,8 +23,9 @@ from bilevel.checkpoint import write_atomically
 from istd.config import PRESETS
 from istd.data.layouts import Dataset, load_folder
 from istd.data.scenes import SceneConfig, synthetic_dataset
+from istd.folder import write_json
 from istd.report import format_table
-from istd.run import run, write_json
+from istd.run import run
 from istd.students import STUDENTS, create_student
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bilevel.checkpoint import write_atomically
+from istd.folder import write_json
 from istd.grid import SCALES, chance, slug, spread
-from istd.run import write_json
 
 
 def name_of(run: dict[str, Any]) -> str:

@@ -327,7 +327,7 @@ def shortened(config: Config, epochs: int) -> Config:
     return replace(config, epochs=epochs, **scaled_periods(config.as_dict(), epochs))
 
 
-def scaled_periods(schedule: Mapping[str, Any], epochs: int) -> dict[str, int]:
+def scaled_periods(schedule: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     """The periods of a schedule with its own number of `epochs`, for another number of them; each at least 1."""
     share = epochs / schedule["epochs"]
     return {p: max(round(share * schedule[p]), 1) for p in PERIODS if p in schedule}

@@ -1,6 +1,6 @@
 """From a frozen config and a dataset to a trained, evaluated student: the single place of assembly."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bilevel import BilevelTrainer, HypergradientMethod, Schedule
 from bilevel.reweighting import FeatureNetworkWeights, UniformWeights
 from istd.alignment import OutputAlignment
+from istd.batchnorm import accept_single_values
 from istd.clusters import cluster_count, cluster_weights
 from istd.config import Config
 from istd.data.crops import Augmentation, CropLoader, Normalisation
@@ -44,6 +45,7 @@ from istd.objectives import (
     TeacherInner,
     WeightsAndLabels,
 )
+from istd.padding import stride_of
 from istd.precision import has_bfloat16
 from istd.predict import predict
 from istd.students import create_student, repeat_channels, stages_of
@@ -64,7 +66,8 @@ class Experiment:
         device: where to train.
         checkpoint: file for the checkpoint, or None.
         progress: show progress bars.
-        hooks: further hooks of the trainer, called after its own.
+        hooks: further objects with methods of `bilevel.events.Hook`, called after the run's own.
+        identity: plain data that a resumed run must share, such as `istd.identity.run_identity`.
     """
 
     config: Config
@@ -73,6 +76,7 @@ class Experiment:
     checkpoint: Path | None = None
     progress: bool = True
     hooks: Sequence[Any] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config, dataset = self.config, self.dataset
@@ -92,9 +96,10 @@ class Experiment:
                 f"`channels={config.channels!r}` gives three input channels, and {config.student!r} takes "
                 f"{student.in_channels}; use `channels='repeat'`."
             )
+        accept_single_values(student)
         # Channels-last convolutions are faster on CPUs and feed the tensor cores of GPUs.
         self.student: Any = student.to(self.device).to(memory_format=torch.channels_last)
-        self.stride = max(32, *(stage.stride for stage in stages_of(student)))
+        self.stride = stride_of(student)
         self.vfm: FrozenVFM | None = self._load_vfm() if self.method.teacher else None
         self.tokens = self.image_tokens(self.samples)
         self.network: nn.Module = self._teacher(self.vfm) if self.vfm is not None else self.student
@@ -244,7 +249,7 @@ class Experiment:
             "hooks": hooks,
             "state": {"labels": self.labels},
             "checkpoint": self.checkpoint,
-            "config": c.as_dict() | {"dataset": self.dataset.name, "images": len(self.samples)},
+            "config": c.as_dict() | dict(self.identity),
             "describe_batch": self._describe,
             "autocast": torch.bfloat16 if self.precision == "bfloat16" else None,
             "progress": self.progress,

@@ -1,12 +1,10 @@
 """Many runs as one table: rows of configurations, several seeds each, resumable cell by cell."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,11 @@ from bilevel.checkpoint import write_atomically
 from istd.config import Config
 from istd.data.layouts import Dataset
 from istd.figures import new_figure, save_figure
-from istd.run import Metrics, prepare_folder, run, write_json
-from istd.threads import use_threads
+from istd.flags import read_config
+from istd.folder import ASIDE, holds_run, read_json, write_json
+from istd.identity import first_difference, is_sealed, run_identity
+from istd.run import Metrics, run
+from istd.workers import WorkerDied, run_jobs
 
 SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 Rows = Mapping[str, Config]
@@ -55,58 +56,60 @@ def run_grid(
     Raises:
         ValueError: if `jobs` is not positive.
         TrainingDiverged: if cells diverged; the message names them, and all others have been trained and are kept.
+        WorkerDied: if processes of cells were killed; likewise.
     """
     if jobs < 1:
         raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
     # Seed by seed: a stopped grid is a smaller complete one.
     cells = {(name, seed): replace(config, seed=seed) for seed in seeds for name, config in rows.items()}
     folders = {(name, seed): out / slug(name) / f"seed{seed}" for name, seed in cells}
-    states = {cell: _state(folders[cell], config, dataset.name) for cell, config in cells.items()}
+    if len(set(folders.values())) < len(folders):
+        raise ValueError(f"Two `rows` have one folder name; rename one of {', '.join(rows)}.")
+    at_once = min(jobs, len(cells))
+    threads = torch.get_num_threads() if at_once < 2 else max(torch.get_num_threads() // jobs, 1)
+    states = {}
+    for cell, config in cells.items():
+        states[cell] = cell_state(folders[cell], config, run_identity(config, dataset, threads))
+        if states[cell] == "other":
+            report(f"{cell[0]}, seed {cell[1]}: made anew, {folders[cell]} holds another run")
     open_cells = [cell for cell, state in states.items() if state != "finished"]
-
-    diverged: list[str] = []
+    failed: list[str] = []
+    kinds: list[type[Exception]] = []
 
     def told(cell: tuple[str, int], result: Callable[[], Metrics]) -> None:
         name = f"{cell[0]}, seed {cell[1]}"
         try:
             metrics = result()
-        except TrainingDiverged as error:  # hours of other cells do not wait for this one
-            diverged.append(f"{name}: {error}")
-            report(diverged[-1])
+        except (TrainingDiverged, WorkerDied) as error:  # hours of other cells do not wait for this one
+            failed.append(f"{name}: {error}")
+            kinds.append(type(error))
+            report(failed[-1])
         else:
             report(f"{name}: {_summary(metrics['student'])} ({metrics['seconds']:.0f} s)")
 
-    if min(jobs, len(open_cells)) < 2:
+    def arguments(cell: tuple[str, int], progress: bool) -> tuple[Any, ...]:
+        return cells[cell], dataset, folders[cell], device, states[cell], progress
+
+    if at_once < 2:
         for cell in open_cells:
-            told(cell, partial(_train, cells[cell], dataset, folders[cell], device, states[cell], progress))
+            told(cell, partial(_train, *arguments(cell, progress)))
     else:
-        threads = max(torch.get_num_threads() // jobs, 1)
-        with ProcessPoolExecutor(jobs, get_context("spawn"), use_threads, (threads,)) as pool:
-            running = {
-                pool.submit(_train, cells[cell], dataset, folders[cell], device, states[cell], False): cell
-                for cell in open_cells
-            }
-            try:
-                for done in tqdm(as_completed(running), "runs", len(running), unit="run", disable=not progress):
-                    told(running[done], done.result)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # what runs ends its cell; what waits does not begin
-                raise
-    if diverged:
-        raise TrainingDiverged(
-            f"{len(diverged)} of {len(cells)} runs diverged; the others are kept in {out}.\n" + "\n".join(diverged)
+        made = run_jobs({cell: arguments(cell, False) for cell in open_cells}, _train, at_once, threads)
+        with closing(made):
+            for cell, result in tqdm(made, "runs", len(open_cells), unit="run", disable=not progress):
+                told(cell, result)
+    if failed:
+        died = WorkerDied in kinds
+        raise (WorkerDied if died else TrainingDiverged)(
+            f"{len(failed)} of {len(cells)} runs {'have no result' if died else 'diverged'}; the others are kept in "
+            f"{out}.\n" + "\n".join(failed)
         )
-    return {name: [_read(folders[name, seed] / "metrics.json") for seed in seeds] for name in rows}
+    return {name: [read_json(folders[name, seed] / "metrics.json") for seed in seeds] for name in rows}
 
 
 def _train(config: Config, dataset: Dataset, folder: Path, device: Any, state: str, progress: bool) -> Metrics:
     """One cell, from its start or from where it stopped."""
-    prepare_folder(folder, resume=state == "stopped", overwrite=state == "other")
-    return run(config, dataset, folder, device, state == "stopped", progress)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return run(config, dataset, folder, device, state == "stopped", progress, overwrite=state == "other")
 
 
 def slug(name: str) -> str:
@@ -114,19 +117,34 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _state(folder: Path, config: Config, dataset: str) -> str:
-    """`empty`, `finished`, `stopped`, or `other`: a run of another configuration, which is replaced."""
-    files = folder / "config.json", folder / "metrics.json", folder / "checkpoint.pt"
-    if not any(f.is_file() for f in files):
-        return "empty"
+def cell_state(folder: Path, config: Config, identity: Mapping[str, Any]) -> str:
+    """`empty`, `finished`, `stopped` (to be resumed), or `other`: another run, or none that can be made out.
+
+    A run is known by its configuration and by its data's content. Results of another number of threads are results; a
+    stopped run is only resumed with its own. A torn or edited `metrics.json` is made again from its checkpoint.
+    """
+    if not holds_run(folder):
+        return "other" if folder.exists() and holds_run(folder / ASIDE) else "empty"
     try:
-        same = _read(files[0]) == config.as_dict()
-        done = files[1].is_file() and _read(files[1])["dataset"] == dataset
-    except (OSError, ValueError, KeyError):
+        if read_config(folder / "config.json") != config.as_dict():
+            return "other"
+        found = read_json(folder / "run.json").get("identity")
+        if not isinstance(found, dict):
+            return "other"
+    except (OSError, ValueError):
         return "other"
-    if not same:
+    if first_difference({**found, "threads": None}, {**identity, "threads": None}) is not None:
         return "other"
-    return "finished" if done else "stopped" if files[2].is_file() else "other"
+    if _whole(folder / "metrics.json"):
+        return "finished"
+    return "stopped" if (folder / "checkpoint.pt").is_file() and found == identity else "other"
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return is_sealed(read_json(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _summary(block: Mapping[str, float] | None) -> str:

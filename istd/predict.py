@@ -7,19 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from istd.data.crops import Normalisation
 from istd.data.sensor import SENSOR, SensorRange
-from istd.students import inference_form, repeat_channels, stages_of
+from istd.padding import pad_to_multiple, stride_of
+from istd.students import inference_form, repeat_channels
 
-
-def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
-    """Reflect the last rows and columns of `(B, C, H, W)` until H and W are multiples of `stride`."""
-    height, width = image.shape[-2:]
-    bottom, right = -height % stride, -width % stride
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(image, (0, right, 0, bottom), mode=mode) if bottom or right else image
+TOLERANCE = 1e-3  # rounding of resampled images
 
 
 @torch.no_grad()
@@ -69,10 +63,19 @@ class StudentPredictor:
     ) -> None:
         self.student: Any = inference_form(student).to(device)
         self.normalisation, self.device, self.sensor = normalisation, device, sensor
-        self.stride = max(stage.stride for stage in stages_of(student))
+        self.stride = stride_of(student)
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities of one image."""
+        """Probabilities of one image.
+
+        Args:
+            image: `(H, W)` floating-point intensities in [0, 1], as `istd.data.images.read_image` gives them.
+
+        Raises:
+            TypeError: for integers, whose range cannot be known: 255 may be the largest of 8 or a faint one of 14 bits.
+            ValueError: for another shape, or intensities outside [0, 1].
+        """
+        check_image(image)
         return predict(
             lambda x: self.student(repeat_channels(x, self.student)),
             image,
@@ -80,3 +83,18 @@ class StudentPredictor:
             self.stride,
             self.device,
         )
+
+
+def check_image(image: NDArray[Any]) -> None:
+    """Refuse what is no image of intensities in [0, 1]; see `StudentPredictor.__call__`."""
+    if not isinstance(image, np.ndarray) or not np.issubdtype(image.dtype, np.floating):
+        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(
+            f"`image` must be a floating-point array of intensities in [0, 1], got {kind}; divide 8-bit images by 255, "
+            "or read files with istd.data.images.read_image."
+        )
+    if image.ndim != 2 or 0 in image.shape:
+        raise ValueError(f"`image` must be (H, W), got {image.shape}.")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also refuses NaN
+        raise ValueError(f"`image` must lie in [0, 1], got values from {low:g} to {high:g}; scale it first.")

@@ -1,13 +1,13 @@
 """One run from start to end: train, choose on validation, read the test split once, write the results.
 
-The folder of a run holds `metrics.json`, `report.png`, `student.safetensors`, `config.json`, `log.txt` and, until it is
-finished and after, `checkpoint.pt`. Every file is written atomically.
+The folder of a run holds `metrics.json`, `report.png`, `student.safetensors`, `config.json`, `run.json` (its identity
+and flags), `log.txt` and `checkpoint.pt`. Every file but the log is written atomically.
 """
 
-import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,39 +16,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bilevel.checkpoint import load_checkpoint, write_atomically
+from bilevel.checkpoint import load_checkpoint
 from bilevel.events import StopBetweenSteps
 from bilevel.reweighting import TableWeights
 from istd.config import Config, departures
 from istd.data.layouts import Dataset, Sample, positions_by_set
 from istd.experiment import Experiment
-from istd.export import save_student
+from istd.export import load_student, save_student
+from istd.folder import RunFolder, write_json
+from istd.identity import data_identity, run_identity, sealed
 from istd.metrics import evaluate_by_characteristic, evaluate_masks
+from istd.notes import acted, notes_on
+from istd.predict import StudentPredictor
 from istd.report import Panel, draw_report, evenly, format_table
 
 log = logging.getLogger("istd")
 Metrics = dict[str, Any]
-
-
-def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Create a run's folder, or refuse one that holds a run.
-
-    Raises:
-        FileExistsError: if the folder holds a run and neither `resume` nor `overwrite` was given.
-        ValueError: if both were.
-    """
-    if resume and overwrite:
-        raise ValueError("`--resume` and `--overwrite` exclude each other; drop one.")
-    files = [out / name for name in ("checkpoint.pt", "metrics.json", "config.json")]
-    if any(f.exists() for f in files) and not resume:
-        if not overwrite:
-            raise FileExistsError(
-                f"{out} holds a run already; continue it with --resume, replace it with --overwrite, or choose another "
-                "--out."
-            )
-        for f in (*files, out / "report.png", out / "student.safetensors", out / "log.txt"):
-            f.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def run(
@@ -59,37 +42,94 @@ def run(
     resume: bool = False,
     progress: bool = True,
     hooks: Sequence[Any] = (),
+    overwrite: bool = False,
+    flags: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Train one configuration and write its results; returns what `metrics.json` holds.
+
+    The student is saved as soon as it is trained, before anything is scored.
 
     Args:
         config: the run.
         dataset: its data.
-        out: a folder from `prepare_folder`.
+        out: its folder; made if it does not exist.
         device: where to train.
-        resume: continue from the checkpoint in `out`, exactly.
+        resume: continue from the checkpoint in `out`, exactly; with more epochs where the schedule permits it.
         progress: show progress bars.
         hooks: further objects with methods of `bilevel.events.Hook`.
+        overwrite: replace the run in `out`, which is kept until this one has finished an epoch.
+        flags: plain data that a later `istd train --resume` need not be told again.
+
+    Raises:
+        FileExistsError: if the folder holds a run and neither `resume` nor `overwrite` was given.
+        FileInUseError: if another process is at work in it.
+        FileNotFoundError: if there is nothing to resume.
+        ValueError: if the run to resume had another configuration, other data or threads; the first difference is
+            named. Also if it is scored against a flawed mask: the message says where the student lies.
+        TrainingDiverged: if a loss or a parameter is not finite.
     """
     started = time.monotonic()
-    further = (_EpochLog(), *hooks, StopBetweenSteps())
-    experiment = Experiment(config, dataset, device or torch.device("cpu"), out / "checkpoint.pt", progress, further)
-    clock = _Clock(started)
-    experiment.trainer.track("clock", clock)
-    if resume and experiment.trainer.resume():
-        log.info("resumed after epoch %d of %d", experiment.trainer.epoch, config.epochs)
-    write_json(out / "config.json", config.as_dict())
-    experiment.fit()
-    experiment.load_best()
-    metrics = evaluate(experiment, progress) | {"seconds": round(clock.elapsed(), 1)}
-    student = getattr(experiment.averaging.module, "student", experiment.averaging.module)
-    facts = {key: metrics[key] for key in ("method", "seed", "dataset", "preset")}
-    path, sensor = out / "student.safetensors", dataset.sensor
-    save_student(path, student, config.student, config.width, experiment.normalisation, sensor, **facts)
-    write_report(experiment, metrics, out / "report.png")
-    write_json(out / "metrics.json", metrics)
-    log.info("\n%s", summary_table(metrics))
+    identity = run_identity(config, dataset)
+    departures(config)  # an unknown preset shows now, not after training
+    with RunFolder(out, resume, overwrite) as folder, _logging(out / "log.txt"):
+        experiment = Experiment(
+            config,
+            dataset,
+            device or torch.device("cpu"),
+            out / "checkpoint.pt",
+            progress,
+            hooks=(folder, _EpochLog(), *hooks, StopBetweenSteps()),
+            identity=identity,
+        )
+        clock = _Clock(started)
+        experiment.trainer.track("clock", clock)
+        if resume and (out / "checkpoint.pt").is_file():
+            continue_training(experiment, load_checkpoint(out / "checkpoint.pt"))
+            log.info("resumed after epoch %d of %d", experiment.trainer.epoch, config.epochs)
+        write_json(out / "config.json", config.as_dict())
+        write_json(out / "run.json", {"identity": identity, "flags": dict(flags or {})})
+        experiment.fit()
+        experiment.load_best()
+        student = getattr(experiment.averaging.module, "student", experiment.averaging.module)
+        facts = {"method": config.method, "seed": config.seed, "dataset": dataset.name, "preset": config.preset}
+        path, sensor = out / "student.safetensors", dataset.sensor
+        save_student(path, student, config.student, config.width, experiment.normalisation, sensor, **facts)
+        folder.settle()
+        predictor = load_student(path, experiment.device)
+        try:
+            metrics = sealed(evaluate(experiment, predictor) | {"seconds": round(clock.elapsed(), 1)})
+        except ValueError as error:
+            raise ValueError(f"{error} Training is done, and its student is saved: {path}.") from error
+        write_json(out / "metrics.json", metrics)
+        write_report(experiment, metrics, predictor, out / "report.png")
+        log.info("\n%s", summary_table(metrics))
     return metrics
+
+
+def continue_training(experiment: Experiment, state: dict[str, Any]) -> None:
+    """Load a checkpoint's state, also that of a run that was planned for fewer epochs, where its schedule permits it.
+
+    Raises:
+        ValueError: if the state belongs to another run, or its schedule has come to its end.
+    """
+    config, planned = experiment.config, state.get("config", {}).get("epochs")
+    more = isinstance(planned, int) and config.epochs > planned
+    if more:
+        ended = []
+        if config.cosine:
+            ended.append("its learning rate has followed a cosine (--no-cosine keeps it)")
+        if experiment.method.evolves:
+            ended.append(f"the labels of {config.method} evolve during a share of the epochs")
+        if ended:
+            raise ValueError(
+                f"This run was planned for {planned} epochs and cannot be given {config.epochs}: "
+                f"{', and '.join(ended)}, so a run of {config.epochs} is another run from its first epoch on. Train it "
+                "afresh, in another --out."
+            )
+        state = {**state, "config": {**state["config"], "epochs": config.epochs}}
+    experiment.trainer.load_state_dict(state)
+    if more and experiment.selection.best and experiment.selection.best["epoch"] < experiment.selection.start:
+        experiment.selection.best = {}  # of the longer run, that epoch is no candidate
 
 
 def load_run(folder: Path | str, dataset: Dataset, device: torch.device | None = None) -> Experiment:
@@ -108,17 +148,25 @@ def load_run(folder: Path | str, dataset: Dataset, device: torch.device | None =
     state = load_checkpoint(path)
     known = {f.name for f in fields(Config)}
     config = Config(**{name: value for name, value in state["config"].items() if name in known})
-    experiment = Experiment(config, dataset, device or torch.device("cpu"), progress=False)
+    data = data_identity(dataset)
+    experiment = Experiment(config, dataset, device or torch.device("cpu"), progress=False, identity=data)
     experiment.trainer.track("clock", _Clock(time.monotonic()))
-    experiment.trainer.load_state_dict({**state, "config": experiment.trainer.config | state["config"]})
+    own = experiment.trainer.config
+    # Fields that are younger than the run, and threads, which matter to training alone, are taken as they are.
+    experiment.trainer.load_state_dict(
+        {**state, "config": own | {k: v for k, v in state["config"].items() if k in own}}
+    )
     return experiment
 
 
-def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
-    """Score the selected weights on the test split, and the pseudo-masks against the truth where there is one."""
+def evaluate(experiment: Experiment, predictor: StudentPredictor) -> Metrics:
+    """Score the saved student on the test split, and the pseudo-masks against the truth where there is one.
+
+    The student is scored as `istd evaluate` scores it, from its file: a table speaks of what is deployed.
+    """
     config, dataset, best = experiment.config, experiment.dataset, experiment.selection.best
     scored = dataset.test if dataset.has_truth else ()
-    student = [experiment.predict_student(s.image) for s in scored]
+    student = [predictor(s.image) for s in scored]
     teacher = None
     tokens = experiment.image_tokens(scored) if scored else None
     if tokens is not None:
@@ -146,6 +194,8 @@ def evaluate(experiment: Experiment, progress: bool = True) -> Metrics:
         "train_labels": "true" if experiment.method.truth else config.train_labels,
         "validation_labels": config.validation_labels,
         "leaks_mask_area": config.leaks_mask_area,
+        "acted": acted(experiment.trainer.history),
+        "notes": notes_on(experiment, sum(int((p > 0.5).sum()) for p in student) if scored else None),
         "stability": _stability(experiment.trainer.history),
         "seed": config.seed,
         "preset": config.preset,
@@ -174,32 +224,26 @@ def summary_table(metrics: Metrics, beside: Sequence[Metrics] = ()) -> str:
         return f"{metrics['dataset']}: no true masks, so there is nothing to score; see student.safetensors."
     table = format_table(rows, f"{metrics['dataset']}: {metrics['n_images']} test images")
     learned = metrics["learned_weights"]
-    if learned is None or learned["mask_quality"] is None:
-        return table
-    return (
-        f"{table}\nlearned weights of images: {learned['smallest']:.2f} to {learned['largest']:.2f}; rank correlation "
-        f"with the IoU of their masks: {learned['mask_quality']:.2f}"
-    )
+    if learned is not None and learned["mask_quality"] is not None:
+        table += (
+            f"\nlearned weights of images: {learned['smallest']:.2f} to {learned['largest']:.2f}; rank correlation "
+            f"with the IoU of their masks: {learned['mask_quality']:.2f}"
+        )
+    return "\n".join([table, *metrics.get("notes", ())])
 
 
-def write_report(experiment: Experiment, metrics: Metrics, path: Path) -> None:
+def write_report(experiment: Experiment, metrics: Metrics, predictor: StudentPredictor, path: Path) -> None:
     """Draw the run's picture."""
     labels, dataset = experiment.labels, experiment.dataset
     training = [(experiment.samples[i], labels.start[i], labels.hard(i)) for i in evenly(len(dataset.train), 6)]
     shown = [dataset.test[i] for i in evenly(len(dataset.test), 6)]
-    test = [Panel(sample, experiment.predict_student(sample.image)) for sample in shown]
+    test = [Panel(sample, predictor(sample.image)) for sample in shown]
     weights = experiment.weights
     learned = weights.of_groups().cpu().double().numpy() if isinstance(weights, TableWeights) else None
     block = metrics["student"]
     scores = "" if block is None else f" - test IoU {100 * block['IoU']:.1f} %, Pd {100 * block['Pd']:.1f} %"
     title = f"{metrics['dataset']}: {metrics['method']}, {metrics['student_name']} x{metrics['width']}, {_vfm(metrics)}"
     draw_report(path, title + scores, training, test, experiment.trainer.history, learned)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _row_name(metrics: Metrics, network: str) -> str:
@@ -306,6 +350,20 @@ class _Clock:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.before = float(state["elapsed"])
+
+
+@contextmanager
+def _logging(path: Path) -> Iterator[None]:
+    """Send the log of this package to a file too."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 class _EpochLog:

@@ -89,7 +89,7 @@ def checked(name: str, value: Any, hint: Any, limits: Range | None = None, choic
     if limits is not None and value not in limits:
         raise ValueError(f"`{name}` must {limits}, got {value!r}.")
     if isinstance(choices, Registry):
-        choices[value]  # raises with the known names
+        choices[str(value)]  # raises with the known names
     elif choices is not None and value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
     return value

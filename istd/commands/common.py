@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -83,17 +84,26 @@ def masks_kept(args: argparse.Namespace) -> str:
     return f"the masks written so far are in {args.out}"
 
 
+class SkippedInputs(RuntimeError):
+    """A command has done all that it could, but some inputs could not be read; the message names them."""
+
+
 def resolve_device(args: argparse.Namespace) -> torch.device:
     """The device of the flags; on a CPU, the number of threads is set too.
 
     Raises:
-        ValueError: if CUDA was asked for and there is none, or the number of threads is not positive.
+        ValueError: for an unknown device, one that this machine lacks, or a number of threads that is not positive.
     """
     name: str = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    kind, _, number = name.partition(":")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", name):
+        raise ValueError(f"`--device` must be auto, cpu, cuda or cuda:N, got {name!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`--device {name}`: this machine has no CUDA device; use --device cpu or auto.")
+    if number and int(number) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"`--device {name}`: this machine has {count} CUDA devices, from cuda:0 on.")
     device = torch.device(name)
     if args.threads is not None or device.type == "cpu":
         use_threads(len(os.sched_getaffinity(0)) if args.threads is None else args.threads)

@@ -10,6 +10,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from istd.commands.common import (
+    SkippedInputs,
     add_device_flags,
     add_mask_flags,
     add_student_flags,
@@ -44,16 +45,21 @@ def detect(args: argparse.Namespace) -> None:
     """Predict every image, write masks, list and picture, and say what was found.
 
     Raises:
-        ValueError: for a threshold outside (0, 1), or a file that is no image.
+        ValueError: for a threshold outside (0, 1).
         FileNotFoundError: if there is no student, or no image.
         FileExistsError: if a picture would be overwritten and `--overwrite` was not given.
+        SkippedInputs: at the end, if files could not be read; all others are done.
     """
     predictor, images = load_student_of(args), find_images(args.images)
     refuse_overwriting(args, images)
     shown = evenly(len(images), PANELS)
-    rows, samples, masks = [], [], []
+    rows, samples, masks, skipped = [], [], [], []
     for i, (name, file) in enumerate(tqdm(images.items(), "images", unit="image", disable=args.quiet)):
-        image = read_image(file, predictor.sensor)
+        try:
+            image = read_image(file, predictor.sensor)
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
         probabilities = predictor(image)
         mask = probabilities > args.threshold
         write_mask(args.out / f"{name}.png", mask)
@@ -63,11 +69,14 @@ def detect(args: argparse.Namespace) -> None:
             samples.append(Sample(name, image, np.rint(found[:, 1::-1]).astype(np.int64)))
             masks.append(mask)
     write_table(args.out / "detections.csv", ("image", "x", "y", "area", "probability"), rows)
-    draw_masks(args.out / "overview.jpg", samples, masks)
+    if samples:
+        draw_masks(args.out / "overview.jpg", samples, masks)
     print(
-        f"{len(rows)} detections in {len(images)} images: masks, detections.csv and overview.jpg (some of them) "
-        f"are in {args.out}/."
+        f"{len(rows)} detections in {len(images) - len(skipped)} images: masks, detections.csv and overview.jpg (some "
+        f"of them) are in {args.out}/."
     )
+    if skipped:
+        raise SkippedInputs(f"{len(skipped)} of {len(images)} files were skipped:\n" + "\n".join(skipped))
 
 
 def detections(probabilities: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -1,8 +1,6 @@
 """`istd train`: one training run, and optionally another method beside it."""
 
 import argparse
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,12 @@ from istd.config import Config
 from istd.data.layouts import Dataset
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.flags import add_config_flags, config_from
+from istd.folder import check_folder, read_json
+from istd.grid import cell_state
+from istd.identity import run_identity
 from istd.methods import METHODS
-from istd.run import Metrics, prepare_folder, run, summary_table
-
-log = logging.getLogger("istd")
+from istd.recall import flags_to_keep, recall, resumed_config
+from istd.run import Metrics, run, summary_table
 
 
 def add(subparsers: Any) -> None:
@@ -35,28 +35,23 @@ def add(subparsers: Any) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     add_device_flags(p)
     add_config_flags(p)
-    p.set_defaults(run=train, kept=kept)
+    p.set_defaults(run=train, kept=kept, parser=p)
 
 
 def train(args: argparse.Namespace) -> None:
     """Load the data, train, and print the table."""
-    config = config_from(args)
-    device = resolve_device(args)
     out: Path = args.out
-    prepare_folder(out, args.resume, args.overwrite)
+    check_folder(out, args.resume, args.overwrite)
+    if args.resume:
+        recall(args)
+    config = resumed_config(args) if args.resume else config_from(args)
+    device = resolve_device(args)
     dataset = dataset_of(args)
-    handler = logging.FileHandler(out / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        other = args.beside or ("plain" if args.data is None and config.method != "plain" else None)
-        # The run that was asked for comes first: what is wrong with its flags shows at once.
-        metrics = run(config, dataset, out, device, args.resume, not args.quiet)
-        beside = [_beside(args, config_from(args, other), dataset, out / other, device)] if other else []
-    finally:
-        log.removeHandler(handler)
-        handler.close()
+    other = args.beside or ("plain" if args.data is None and config.method != "plain" else None)
+    flags = flags_to_keep(args)
+    # The run that was asked for comes first: what is wrong with its flags shows at once.
+    metrics = run(config, dataset, out, device, args.resume, not args.quiet, overwrite=args.overwrite, flags=flags)
+    beside = [_beside(args, config_from(args, other), dataset, out / other, device)] if other else []
     print(summary_table(metrics, beside))
     print(f"{metrics['seconds']:.0f} s; results in {out}/: metrics.json, report.png, student.safetensors")
 
@@ -76,11 +71,11 @@ def dataset_of(args: argparse.Namespace) -> Dataset:
 
 
 def _beside(args: argparse.Namespace, config: Config, dataset: Dataset, folder: Path, device: torch.device) -> Metrics:
-    """The metrics of the run to compare with, from its finished folder or made now."""
-    finished = folder / "metrics.json"
-    if finished.is_file() and not args.overwrite:
-        found: Metrics = json.loads(finished.read_text())
-        if json.loads((folder / "config.json").read_text()) == config.as_dict() and found["dataset"] == dataset.name:
-            return found
-    prepare_folder(folder, args.resume, args.overwrite)
-    return run(config, dataset, folder, device, args.resume, not args.quiet)
+    """The metrics of the run to compare with, from its finished folder or made now, or on from where it stopped."""
+    state = cell_state(folder, config, run_identity(config, dataset))
+    if state == "finished" and not args.overwrite:
+        return read_json(folder / "metrics.json")
+    if state == "other" and not args.overwrite:
+        check_folder(folder, resume=False, overwrite=False)  # refuses: it holds another run
+    resume = state == "stopped" and not args.overwrite
+    return run(config, dataset, folder, device, resume, not args.quiet, overwrite=args.overwrite)

@@ -20,14 +20,19 @@ def image_tokens(
     size: int,
     device: torch.device,
     progress: bool = True,
+    dtype: torch.dtype = torch.float16,
 ) -> Tensor:
-    """Tokens of whole images, resized to `size x size`: `(len(images), K, N, D)` in half precision on the CPU.
+    """Tokens of whole images, resized to `size x size`: `(len(images), K, N, D)` on the CPU.
 
     SCAM reduces the tokens to one vector for the whole image, so they need not be aligned with a crop, and the frozen
     model runs once per image instead of once per crop.
+
+    In float32 training is what it is with tokens computed anew for every batch, bit for bit. Half precision takes half
+    the memory and moves each token t by at most 2^-11 |t| (2^-25 below 2^-14), a random error of a trained adapter's
+    input that is far smaller than any augmentation; from there on two trainings drift apart as two seeds do.
     """
     rows = [
-        vfm.tokens(torch.from_numpy(image)[None, None].to(device), size).half().cpu()
+        vfm.tokens(torch.from_numpy(image)[None, None].to(device), size).to(dtype).cpu()
         for image in tqdm(images, desc="frozen features", unit="image", disable=not progress, leave=False)
     ]
     return torch.cat(rows)

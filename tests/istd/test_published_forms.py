@@ -19,7 +19,7 @@ from istd.labels import INITIAL_MASKS, AreaPrior, InitialMask, ParticleDiffusion
 from istd.labels.leak import CLASSES, PADDING
 from istd.metrics import evaluate_masks
 from istd.objectives import BareOuter, Segmentation
-from istd.run import prepare_folder, run
+from istd.run import run
 
 TINY = {"width": 0.25, "crop": 32, "batch_size": 4, "student": "mlcl", "epochs": 2, "evaluate_every": 1}
 
@@ -87,7 +87,6 @@ def test_a_told_area_bounds_what_a_rule_sees_and_draws():
 
 def test_runs_that_are_told_areas_say_so(scenes, tmp_path):
     config = configure("smoke", "plain", **TINY, leaks_mask_area=True, initial="diffusion")
-    prepare_folder(tmp_path / "run", resume=False, overwrite=False)
     assert run(config, scenes, tmp_path / "run", progress=False)["leaks_mask_area"] is True
     blind = tuple(Sample(s.name, s.image, s.points) for s in scenes.train)
     with pytest.raises(ValueError, match="has none"):

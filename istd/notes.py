@@ -1,0 +1,52 @@
+"""What a reader of a run's table must know: parts of the method that never acted, a student that learned nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from istd.batchnorm import layers_with_single_values
+from istd.experiment import Experiment
+from istd.hooks import LabelUpdates
+
+
+def acted(history: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """In how many epochs the labels were updated, and in how many outer steps were made."""
+    return {
+        "label_updates": sum("label_change" in entry for entry in history),
+        "outer_phases": sum("outer_loss" in entry for entry in history),
+    }
+
+
+def notes_on(experiment: Experiment, detected: int | None) -> list[str]:
+    """Sentences for the table and `metrics.json`; none where there is nothing to say.
+
+    Args:
+        experiment: the finished run.
+        detected: pixels above the threshold over all scored images, or None where nothing was scored.
+    """
+    config, trainer, counts = experiment.config, experiment.trainer, acted(experiment.trainer.history)
+    found: list[str] = []
+    updates = next((hook for hook in trainer.hooks if isinstance(hook, LabelUpdates)), None)
+    if updates is not None and not counts["label_updates"]:
+        found.append(
+            f"LABEL EVOLUTION NEVER ACTED: updates are due in epochs {updates.start} to {updates.stop}, the run has "
+            f"{config.epochs}. Train longer, or lower evolve_from."
+        )
+    if trainer.bilevel and not counts["outer_phases"]:
+        found.append(
+            f"NO OUTER STEP WAS MADE: they are due every {config.bilevel_every} epochs, the run has {config.epochs}. "
+            "Train longer, or lower bilevel_every."
+        )
+    singles = layers_with_single_values(experiment.network)
+    if singles:
+        found.append(
+            f"{singles} BatchNorm layers met a single value per channel in training (batch {config.batch_size}, crop "
+            f"{config.crop}) and used their running statistics there; larger batches or crops train better."
+        )
+    if detected == 0:
+        loader: Any = trainer.inner_batches
+        steps = config.epochs * len(loader)
+        found.append(
+            f"THE STUDENT FINDS NOTHING: no pixel of a scored image is above 1/2 after {steps} optimizer steps "
+            f"({config.epochs} epochs), which start at a probability of 1/100 everywhere. Train longer."
+        )
+    return found
