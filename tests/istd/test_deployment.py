@@ -210,6 +210,6 @@ def test_matches_are_those_of_all_pairs_and_of_many_components():
     assert _matched_gaps(np.zeros((0, 2)), wanted, 5.0).size == 0
     grid = np.zeros((320, 320), dtype=np.float32)
     grid[::4, ::4] = 0.99
-    score = HolisticScore(distances=DISTANCES)
+    score = HolisticScore((0.5,), DISTANCES)
     score.update(grid, grid > 0.5)
     assert score.compute()["targets"] == 1.0

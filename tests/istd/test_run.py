@@ -23,6 +23,7 @@ from istd.experiment import Experiment
 from istd.export import load_student
 from istd.folder import check_folder
 from istd.metrics import evaluate_masks
+from istd.notes import notes_on
 from istd.run import learned_weights, load_run, run, summary_table
 from istd.students import STUDENTS
 from istd.teacher import cached_tokens, image_tokens
@@ -398,6 +399,14 @@ def test_bad_flags_end_with_a_message_and_exit_code_2(flags, message, tmp_path, 
 def test_impossible_configs_are_refused(change):
     with pytest.raises(ValueError, match=r"must be|Unknown"):
         replace(TINY, **change)
+
+
+def test_batches_of_one_image_train(scenes):
+    """One image is a single value in the global gates of ACM, which have BatchNorm in the form of LESPS."""
+    experiment = Experiment(replace(TINY, student="acm-lesps", batch_size=1, epochs=1), scenes, progress=False)
+    experiment.fit()
+    assert np.isfinite(experiment.predict_student(scenes.test[0].image)).all()
+    assert any("met a single value per channel" in note for note in notes_on(experiment, None))
 
 
 def on_the_spot(experiment):
