@@ -60,6 +60,7 @@ RANGES: dict[str, Range] = {
     "on_target": Range(0, 1),
     "evolve_from": Range(0, 1),
     "evolve_every": Range(1),
+    "evolve_until": Range(0, 1),
     "evolve_decay": Range(0, 1),
     "evolve_cap": Range(0, infinite=True),
     "alarms": Range(0),

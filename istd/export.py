@@ -133,5 +133,5 @@ def _normalisation(about: Mapping[str, Any]) -> Normalisation:
         checked("mean", about["mean"], float, Range(-math.inf)),
         checked("std", about["std"], float, Range(0, above=True)),
         checked("per_image", about["per_image"], bool),
-        checked("channels", about.get("channels", "repeat"), str, choices=("repeat", "contrast")),
+        checked("channels", about.get("channels", "repeat"), str, choices=("repeat", "contrast", "imagenet")),
     )
