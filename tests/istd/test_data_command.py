@@ -17,7 +17,7 @@ from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.data.sensor import SensorRange
 from istd.export import load_student, save_student
 from istd.metrics import evaluate_masks
-from istd.run import prepare_folder, run, summary_table
+from istd.run import run, summary_table
 from istd.students import create_student
 from tests.istd.folders import SHAPE, centre, fill, image_of, mask_of, names, save, write_list
 
@@ -204,7 +204,6 @@ def test_a_run_on_several_sets_reports_each_by_itself(tmp_path):
         splits = (tuple(replace(s, set_name=name) for s in getattr(part, split)) for split in SPLITS)
         named.append(Dataset(name, *splits))
     config = configure("smoke", "plain", student="mlcl", width=0.25, crop=32, epochs=1)
-    prepare_folder(tmp_path, False, False)
     metrics = run(config, join(named), tmp_path, progress=False)
     assert metrics["dataset"] == "a+b"
     assert list(metrics["student_by_set"]) == ["a", "b"]
