@@ -12,6 +12,7 @@ from bilevel.reweighting import Clusters, ClusterWeights, SharedClusterWeights, 
 Matrix = NDArray[np.float64]
 
 KEPT = 32  # descriptors that the second pass keeps
+ALIKE = 0.95  # correlation from which on two descriptors say the same
 SHARINGS: dict[str, Callable[[], Sharing]] = {"nested": nested, "smoothed": smoothed}
 
 
@@ -50,48 +51,63 @@ def cluster_weights(descriptors: Matrix, k: int, members: int, sharing: str = "n
 def cluster_coordinates(descriptors: Matrix, k: int, seed: int = 0) -> Matrix:
     """`(N, p)` coordinates for k-means, in two passes as published.
 
-    First pass: z-scores of the descriptors, PCA, k-means. Then the descriptors are ranked by how much they tell about
-    those clusters, mutual information + 1e-6 F statistic, and PCA of the best 32 gives the coordinates. Near-constant
-    descriptors, and those correlated to 0.95 with one before them, are dropped first.
+    First pass: distinct descriptors, their z-scores, PCA, k-means. Then the descriptors are ranked by how much they
+    tell about those clusters, mutual information + 1e-6 F statistic, and distinctness, z-scores and PCA of the best 32
+    give the coordinates. Distinct: near-constant descriptors are dropped, and, pair by pair from the most alike on, the
+    one of smaller variance of two that correlate to 0.95. PCA keeps 90 % of the variance, in 2 to 20 components.
 
-    Source: semantic-priors (2026), released clustering script.
+    Source: semantic-priors (2026), released clustering script (which has k = 256 and seed 1).
     """
     from sklearn.cluster import KMeans
 
-    z = _distinct(descriptors)
-    if z.shape[1] > KEPT:
-        labels = KMeans(min(k, len(np.unique(z, axis=0))), n_init=1, random_state=seed).fit(_principal(z)).labels_
-        z = z[:, np.sort(_relevance(z, labels, seed).argsort()[::-1][:KEPT])]
-    return _principal(z)
+    kept = distinct_columns(descriptors)
+    if not len(kept):
+        return np.zeros((len(descriptors), 1))
+    z = _z_scores(descriptors[:, kept])
+    coordinates = _principal(z)
+    groups = KMeans(min(k, len(np.unique(coordinates, axis=0))), n_init=1, random_state=seed).fit(coordinates).labels_
+    best = kept[np.argsort(-_relevance(z, groups, seed), kind="stable")[:KEPT]]
+    return _principal(_z_scores(descriptors[:, best[distinct_columns(descriptors[:, best])]]))
 
 
-def _distinct(x: Matrix) -> Matrix:
-    """Z-scores of the columns that vary and repeat no earlier one."""
-    x = x[:, x.var(axis=0) >= 1e-10]
-    if not x.shape[1]:
-        return np.zeros((len(x), 1))
-    z = (x - x.mean(axis=0)) / x.std(axis=0)
-    alike = np.abs(z.T @ z / len(z)) >= 0.95
-    kept: list[int] = []
-    for j in range(z.shape[1]):
-        if not alike[j, kept].any():
-            kept.append(j)
-    return np.asarray(z[:, kept])
+def distinct_columns(x: Matrix) -> NDArray[np.int64]:
+    """Indices of the columns of `x` `(N, d)` that vary and are not alike: see `cluster_coordinates`."""
+    variance = x.var(axis=0)
+    varying = np.flatnonzero(variance > 1e-10)
+    if not len(varying):
+        return varying
+    z = _z_scores(x[:, varying])
+    alike = np.abs(z.T @ z / len(z))
+    first, second = np.triu_indices(len(varying), 1)
+    order = np.argsort(-alike[first, second], kind="stable")
+    kept = np.ones(len(varying), dtype=bool)
+    for i, j in zip(first[order].tolist(), second[order].tolist(), strict=True):
+        if alike[i, j] < ALIKE:
+            break
+        if kept[i] and kept[j]:
+            kept[j if variance[varying[i]] >= variance[varying[j]] else i] = False
+    return np.asarray(varying[kept])
+
+
+def _z_scores(x: Matrix) -> Matrix:
+    return np.asarray((x - x.mean(axis=0)) / x.std(axis=0))
 
 
 def _principal(z: Matrix) -> Matrix:
-    """The components that explain 90 % of the variance, at most 20."""
+    """The components that explain 90 % of the variance, 2 to 20 of them where there are so many."""
     from sklearn.decomposition import PCA
 
-    return np.asarray(PCA(0.9, svd_solver="full").fit(z).transform(z)[:, :20]) if z.var() else z
+    parts = PCA(min(z.shape), svd_solver="full").fit(z)
+    wanted = int(np.searchsorted(np.cumsum(parts.explained_variance_ratio_), 0.9)) + 1
+    return np.asarray(parts.transform(z)[:, : min(max(wanted, 2), 20)])
 
 
-def _relevance(z: Matrix, labels: NDArray[np.int32], seed: int) -> NDArray[np.float64]:
+def _relevance(z: Matrix, groups: NDArray[np.int32], seed: int) -> NDArray[np.float64]:
+    if len(np.unique(groups)) in (1, len(groups)):
+        return np.asarray(z.var(axis=0))  # one cluster, or one for each image: nothing to tell apart
     from sklearn.feature_selection import f_classif, mutual_info_classif
 
-    if len(np.unique(labels)) in (1, len(labels)):
-        return np.asarray(z.var(axis=0))  # one cluster, or one for each image: nothing to tell apart
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a cluster of equal values makes F infinite
-        f = np.nan_to_num(f_classif(z, labels)[0], posinf=1e6)
-    return np.asarray(mutual_info_classif(z, labels, random_state=seed) + 1e-6 * f)
+        f = np.nan_to_num(f_classif(z, groups)[0], nan=0.0, posinf=0.0, neginf=0.0)
+    return np.asarray(mutual_info_classif(z, groups, random_state=seed) + 1e-6 * f)

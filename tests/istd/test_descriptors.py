@@ -8,7 +8,7 @@ from skimage.filters import threshold_otsu
 
 from bilevel.reweighting import SharedClusterWeights
 from istd import descriptors
-from istd.clusters import cluster_coordinates, cluster_count, cluster_weights
+from istd.clusters import cluster_coordinates, cluster_count, cluster_weights, distinct_columns
 from istd.descriptors import describe_image, describe_images
 
 
@@ -114,6 +114,24 @@ def test_the_second_pass_keeps_what_tells_clusters_apart():
     assert np.isfinite(cluster_coordinates(np.repeat(x[:1], 50, axis=0), 4)).all()
     twice = np.hstack([x, x])  # repeated columns are dropped
     np.testing.assert_allclose(np.abs(cluster_coordinates(twice, 4)), np.abs(coordinates), rtol=1e-6, atol=1e-9)
+
+
+def test_of_two_alike_descriptors_the_one_of_smaller_variance_goes_the_most_alike_pair_first():
+    """Columns a, 2 a, c, a + little noise: a and 2 a correlate fully, so a goes first; the noisy one is like 2 a too.
+
+    Published so. Equal variances keep the earlier column; a constant and one that hardly varies go before all pairs.
+    """
+    rng = np.random.default_rng(0)
+    a, c, noise = rng.normal(size=(3, 100))
+    x = np.stack([a, 2 * a, c, a + 0.05 * noise, np.full(100, 3.0), 1e-6 * c], axis=1)
+    assert distinct_columns(x).tolist() == [1, 2]
+    assert distinct_columns(np.stack([a, -a, c], axis=1)).tolist() == [0, 2]
+    chain = np.stack([a, a + 0.25 * noise, a + 0.5 * noise], axis=1)
+    alike = np.abs(np.corrcoef(chain, rowvar=False))
+    assert alike[0, 2] < 0.95 < alike[0, 1] < alike[1, 2]
+    assert distinct_columns(chain).tolist() == [0, 2]  # 1 goes with 2, and 0 is then like nothing that is left
+    assert distinct_columns(np.zeros((5, 3))).tolist() == []
+    assert cluster_coordinates(np.zeros((5, 3)), 2).shape == (5, 1)
 
 
 def test_further_rows_shape_the_clusters_but_have_no_weight():
