@@ -273,6 +273,21 @@ def test_the_costs_of_weights_are_measured(monkeypatch):
     assert module.clustering(2000, 4, 8) < 60
 
 
+def test_students_are_measured_in_yardsticks(monkeypatch):
+    """A chain as long as the yardstick costs a yardstick's memory; the table sets ours over the released figures."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = load(Path("benchmarks/students.py"))
+    monkeypatch.setattr(module, "MODES", {"eval": (1, 32), "train": (2, 32)})
+    megabyte = torch.empty(2**18)
+    assert module.peak_memory(lambda: (megabyte + 1, None)[1]) == pytest.approx(1.0, rel=0.01)
+    released = {"acm": {"eval": {"time": 1e-9, "memory": 1.0}}}
+    header, _, evaluated, trained = module.report(["acm"], 1, released).splitlines()
+    assert header.startswith("| student | mode | time | of released")
+    assert evaluated.startswith("| acm | eval |")
+    assert float(evaluated.split("|")[4]) > 1e6
+    assert trained.split("|")[4].strip() == ""
+
+
 def test_the_leaderboard_gives_every_method_one_budget():
     module = load(Path("benchmarks/leaderboard.py"))
     cells = module.rows("cpu", list(module.COMPARED), ["alcl"], vfm_random=True)
