@@ -151,5 +151,12 @@ def push_forward(function: Callable[..., Any], values: Sequence[Tensor], tangent
         # Loading torch's forward rules warns of a deprecated call inside torch.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        outputs = torch.func.jvp(function, tuple(values), tuple(tangents))
+        try:
+            outputs = torch.func.jvp(function, tuple(values), tuple(tangents))
+        except RuntimeError as error:
+            if type(error).__module__.startswith("torch._dynamo"):
+                raise RuntimeError(
+                    "Forward mode cannot enter a loss that torch.compile has compiled; pass it uncompiled."
+                ) from error
+            raise
     return outputs[0], outputs[1]

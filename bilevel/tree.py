@@ -4,6 +4,7 @@
 then taken per problem, and vectors have shape `(*lead dimensions, n)`.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -120,20 +121,48 @@ def detach(tree: Tree) -> Tree:
 def differentiate(
     outputs: Sequence[Tensor], wanted: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None, **options: bool
 ) -> Sequence[Tensor | None]:
-    """`torch.autograd.grad` with None for unused tensors, and a word of advice where a compiled loss stops it.
+    """`torch.autograd.grad` with None for unused tensors, which refuses a graph without second derivatives.
 
     Raises:
-        RuntimeError: if a second derivative meets a function that `torch.compile` has compiled.
+        RuntimeError: if a graph of the derivative is asked for (`create_graph`), or used, through a function that
+            `torch.compile` has compiled.
     """
+    if options.get("create_graph") and _COMPILER in sys.modules and _has_compiled_node(outputs, wanted):
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
     try:
         return torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, **options)
     except RuntimeError as error:
         if "double backward" in str(error) or "donated buffer" in str(error):
-            raise RuntimeError(
-                "A loss that torch.compile has compiled has no second derivatives. Pass it uncompiled to this method, "
-                "or use a first-order one: FiniteDifference, SAMA, F2SA, BOME, MESO."
-            ) from error
+            raise RuntimeError(_NO_SECOND_DERIVATIVE) from error
         raise
+
+
+_COMPILER = "torch._functorch._aot_autograd.runtime_wrappers"
+"""Loaded with the first function that torch.compile compiles for training; before, no graph holds one."""
+
+_NO_SECOND_DERIVATIVE = (
+    "A loss that torch.compile has compiled has no second derivatives. Pass it uncompiled to this method, or use a "
+    "first-order one: FiniteDifference, SAMA, F2SA, BOME, MESO."
+)
+
+
+def _has_compiled_node(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether a compiled function stands between `wanted` and `outputs`.
+
+    Its gradient carries a graph that leads nowhere, so a second derivative would be zero without a word; torch itself
+    raises only in some states of the compiler.
+    """
+    seen: set[Any] = {x.grad_fn for x in wanted}
+    waiting = [y.grad_fn for y in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CompiledFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def gradient(output: Tensor, variables: Tree, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tree:

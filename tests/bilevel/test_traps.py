@@ -239,9 +239,32 @@ def test_first_order_methods_take_a_compiled_inner_loss(make):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_second_derivatives_of_a_compiled_loss_fail_by_name_instead_of_giving_zeros():
+    """Whatever was compiled before: torch's own error depends on it, so a newly reset compiler comes first."""
+    methods = [
+        Unrolled(SGD, 2),
+        CheckpointedUnrolled(SGD, 2, 1),
+        RecomputedUnrolled(SGD, 2),
+        RecomputedUnrolled(SGD, 2, "forward"),
+        Implicit(ConjugateGradient(), warn=False),
+    ]
+    torch._dynamo.reset()
     _, compiled, w, a = compiled_problem()
+    for method in methods:
+        with pytest.raises(RuntimeError, match="has compiled has no second derivatives"):
+            hypergradient(compiled, w, a, [None], None, method)
+    with pytest.raises(RuntimeError, match="cannot enter a loss that torch.compile has compiled"):
+        hypergradient(compiled, w, a, [None], None, bilevel.ForwardUnrolled(SGD, 2))
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_compiled_part_of_a_model_is_found_behind_uncompiled_ones():
+    _, _, w, a = compiled_problem()
+    middle = torch.compile(torch.tanh, backend="aot_eager", fullgraph=True)
+    problem = BilevelProblem(lambda w, a, _: (a.mean() * middle(w * w)).sum(), lambda w, a, _: w.sum())
     with pytest.raises(RuntimeError, match="has compiled has no second derivatives"):
-        hypergradient(compiled, w, a, [None], None, Unrolled(SGD, 2))
+        hypergradient(problem, w, a, [None], None, Unrolled(SGD, 2))
+    torch._dynamo.reset()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
