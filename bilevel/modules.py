@@ -5,9 +5,12 @@ of parameters, evaluated through `torch.func.functional_call`. Buffers (BatchNor
 evaluation works on copies, so a hypergradient never changes them. Tied parameters stay tied.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -48,7 +51,9 @@ def pure_loss(inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> Callable[
         A function of the trees that leaves the modules as they are.
 
     Raises:
-        ValueError: if the modules share a trainable parameter: list it on one side only.
+        ValueError: if the modules share a trainable parameter: list it on one side only; or if an embedding in them
+            has `max_norm`, which changes its weight whenever it is used.
+        RuntimeError: if the loss uses activation checkpointing.
     """
     shared = {id(p) for p in inner.parameters() if p.requires_grad} & {
         id(p) for p in outer.parameters() if p.requires_grad
@@ -60,16 +65,75 @@ def pure_loss(inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> Callable[
             "trainer if the outer objective is to move them directly."
         )
     closure = _Closure(inner, outer, loss)
+    checked = False
 
     def pure(inner_tree: Tree, outer_tree: Tree, batch: Any) -> Tensor:
         values = {f"inner.{name}": value for name, value in inner_tree.items()}
         # A nameless outer variable is the trainer's stand-in for an outer module without parameters.
         values |= {f"outer.{name}": value for name, value in outer_tree.items() if name}
         values |= {name: buffer.detach().clone() for name, buffer in closure.named_buffers()}
-        out: Tensor = functional_call(closure, values, (batch,))
+        nonlocal checked
+        if not checked:
+            _check_embeddings(inner, outer)
+        with _without_recomputation(), nullcontext() if checked else _without_reentrant_checkpoints():
+            out: Tensor = functional_call(closure, values, (batch,))
+        checked = True
         return out
 
     return pure
+
+
+def _check_embeddings(*modules: nn.Module) -> None:
+    for module in modules:
+        for name, part in module.named_modules():
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None:
+                raise ValueError(
+                    f"The embedding {name!r} has max_norm={part.max_norm}: using it would change the model's weight in "
+                    "place. Set max_norm=None and bound the rows in the loss, or after each step of the optimizer."
+                )
+
+
+_RECOMPUTATION = (
+    "A loss over modules cannot use activation checkpointing (or other hooks on saved tensors): its recomputation "
+    "would see the module's own parameters instead of the inner variables. Leave it out (RecomputedUnrolled keeps one "
+    "inner graph), or write the loss as a pure function of the two trees; save_on_cpu() may stand around the "
+    "whole call."
+)
+
+
+@contextmanager
+def _without_reentrant_checkpoints() -> Iterator[None]:
+    """Refuse the reentrant kind too, which only warns that the gradients of what it holds are missing.
+
+    Filters of warnings are global and slow to change, so the first evaluation of a loss looks for it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="None of the inputs have requires_grad=True")
+        try:
+            yield
+        except UserWarning as warning:
+            if "None of the inputs have requires_grad" not in str(warning):
+                raise
+            raise RuntimeError(_RECOMPUTATION) from warning
+
+
+@contextmanager
+def _without_recomputation() -> Iterator[None]:
+    """Refuse activation checkpointing inside a module's loss.
+
+    It runs parts of the module once more in the backward pass, when the module holds its own parameters again and no
+    longer those that the loss was evaluated at: the derivative would be wrong without a word.
+    """
+    refused = torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTATION)
+    try:
+        refused.__enter__()
+    except RuntimeError:  # hooks that stand around the whole call, or a functional transform, which refuses them itself
+        yield
+        return
+    try:
+        yield
+    finally:
+        refused.__exit__(None, None, None)
 
 
 def problem_from_modules(

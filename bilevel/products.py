@@ -15,7 +15,19 @@ import torch
 from torch import Tensor
 
 from bilevel.forward_rules import DifferentiableNormalisation
-from bilevel.tree import Layout, Tree, detach, differentiate, gradient, leaves, ravel, rebuild, unravel, vector_jacobian
+from bilevel.tree import (
+    SPARSE_GRADIENT,
+    Layout,
+    Tree,
+    detach,
+    differentiate,
+    gradient,
+    leaves,
+    ravel,
+    rebuild,
+    unravel,
+    vector_jacobian,
+)
 
 InnerLoss = Callable[[Tree, Tree], Tensor]
 """`f(inner, outer)` at a fixed batch."""
@@ -153,7 +165,9 @@ def push_forward(function: Callable[..., Any], values: Sequence[Tensor], tangent
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         try:
             outputs = torch.func.jvp(function, tuple(values), tuple(tangents))
-        except RuntimeError as error:
+        except RuntimeError as error:  # NotImplementedError is one
+            if "_sparse_coo" in str(error):
+                raise TypeError(SPARSE_GRADIENT) from error
             if type(error).__module__.startswith("torch._dynamo"):
                 raise RuntimeError(
                     "Forward mode cannot enter a loss that torch.compile has compiled; pass it uncompiled."

@@ -125,16 +125,31 @@ def differentiate(
 
     Raises:
         RuntimeError: if a graph of the derivative is asked for (`create_graph`), or used, through a function that
-            `torch.compile` has compiled.
+            `torch.compile` has compiled, or through a fused attention kernel.
+        TypeError: for a sparse gradient.
     """
     if options.get("create_graph") and _COMPILER in sys.modules and _has_compiled_node(outputs, wanted):
         raise RuntimeError(_NO_SECOND_DERIVATIVE)
     try:
-        return torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, **options)
+        found = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, **options)
     except RuntimeError as error:
+        if "_scaled_dot_product" in str(error):
+            raise RuntimeError(
+                "A fused attention kernel has no second derivative. Inner losses take the composed one by themselves; "
+                "leave out the sdpa_kernel(...) that overrides this, or add SDPBackend.MATH."
+            ) from error
         if "double backward" in str(error) or "donated buffer" in str(error):
             raise RuntimeError(_NO_SECOND_DERIVATIVE) from error
         raise
+    if any(g is not None and g.layout != torch.strided for g in found):
+        raise TypeError(SPARSE_GRADIENT)
+    return found
+
+
+SPARSE_GRADIENT = (
+    "A loss gave a sparse gradient, which has no second derivative (an embedding with sparse=True?); set sparse=False, "
+    "which gives the same numbers."
+)
 
 
 _COMPILER = "torch._functorch._aot_autograd.runtime_wrappers"
@@ -206,7 +221,8 @@ def check_variables(tree: Tree, name: str) -> None:
     for leaf in found:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             kind = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
-            raise TypeError(f"`{name}` holds {kind}; every leaf must be a floating point tensor.")
+            hint = " Split complex variables by torch.view_as_real." if isinstance(leaf, Tensor) else ""
+            raise TypeError(f"`{name}` holds {kind}; every leaf must be a floating point tensor.{hint}")
     devices = {leaf.device for leaf in found}
     if len(devices) > 1:
         raise ValueError(f"`{name}` lies on several devices ({', '.join(map(str, devices))}); move it to one.")

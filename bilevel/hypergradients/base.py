@@ -35,9 +35,18 @@ class OuterGradients(NamedTuple):
 
 
 def outer_gradients(problem: BilevelProblem, inner: Tree, outer: Tree, batch: Any) -> OuterGradients:
-    """Evaluate the outer loss and its gradients with respect to both trees, at detached copies of them."""
+    """Evaluate the outer loss and its gradients with respect to both trees, at detached copies of them.
+
+    Raises:
+        ValueError: if the loss depends on neither.
+    """
     w, a = as_variables(inner), as_variables(outer)
     loss = evaluate(problem, "outer_loss", w, a, batch)
+    if not loss.requires_grad:
+        raise ValueError(
+            "`outer_loss` depends neither on the inner nor on the outer variables: was it evaluated under "
+            "torch.no_grad(), or is something detached in it?"
+        )
     grads = gradient(loss, (w, a))
     return OuterGradients(loss.detach(), *grads)
 

@@ -11,7 +11,7 @@ from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarnin
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
 from bilevel.linear_solvers import MINRES, ConjugateGradient, Identity, Neumann, Nystrom
-from bilevel.problem import BilevelProblem
+from bilevel.problem import BilevelProblem, inside_a_loss
 from bilevel.registry import Registry
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree
@@ -56,6 +56,7 @@ def hypergradient(
     Raises:
         ValueError: for an unknown name, an empty tree, no batch, a loss that is not a scalar, or an optimizer that is
             not differentiable.
+        RuntimeError: if it is called inside a loss of another hypergradient, where its derivative would be lost.
 
     Warns:
         HypergradientWarning: if the result is not finite (it is returned as it is), or rests on a system that was not
@@ -68,6 +69,12 @@ def hypergradient(
         >>> hypergradient(f, w, a, [None], None).value  # b (w - c) = 3 * (6 - 1)
         tensor(15.)
     """
+    if inside_a_loss() and torch.is_grad_enabled():
+        raise RuntimeError(
+            "`hypergradient` was called inside a loss that is being differentiated, and its result is a constant: its "
+            "own derivative would be missing. Call it under torch.no_grad() if a constant is what you mean; nested "
+            "problems need a loss that solves the inner one differentiably."
+        )
     with torch.enable_grad():  # a caller in evaluation mode (no_grad) wants a derivative all the same
         found = resolve_method(method)(problem, inner, outer, inner_batches, outer_batch)
     broken = not_finite(found)

@@ -85,7 +85,8 @@ class ForwardUnrolled:
         final = rebuild(inner, w)
         outer_part = outer_gradients(problem, final, outer, outer_batch)
         columns = sum(
-            (z.flatten(1) @ g.reshape(-1)).to(along[0].dtype) for z, g in zip(dw, leaves(outer_part.inner), strict=True)
+            (z.reshape(len(z), -1) @ g.reshape(-1)).to(along[0].dtype)
+            for z, g in zip(dw, leaves(outer_part.inner), strict=True)
         )
         assert isinstance(columns, Tensor)
         parts = torch.split(columns, [x.numel() for x in a])
@@ -122,7 +123,7 @@ class _Step:
         state = _with_tensors(self.state, list(values[n : len(values) - m]))
 
         def loss(*w: Tensor) -> Tensor:
-            return evaluate(self.problem, "inner_loss", rebuild(self.inner, list(w)), a, self.batch)
+            return evaluate(self.problem, "inner_loss", rebuild(self.inner, list(w)), a, self.batch, second_order=True)
 
         argnums = tuple(range(n))
         found, value = torch.func.grad_and_value(loss, argnums=argnums)(*values[:n])

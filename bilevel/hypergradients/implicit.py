@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel.attention import composed_attention
 from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients, warn_if_unreliable
 from bilevel.linear_solvers import LinearSolver, MatVec
 from bilevel.problem import BilevelProblem, ComposedLoss, mean_inner_loss
@@ -54,7 +55,7 @@ class Implicit:
         batches = checked_batches(inner, outer, inner_batches)
         outer_part = outer_gradients(problem, inner, outer, outer_batch)
         w, a = as_variables(inner), as_variables(outer)
-        loss = mean_inner_loss(problem, w, a, batches)
+        loss = mean_inner_loss(problem, w, a, batches, second_order=True)
         if not loss.requires_grad:
             raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
         curvature = InnerCurvature(loss, w, a, problem.lead)
@@ -97,7 +98,8 @@ def _prediction_curvature(problem: BilevelProblem, inner: Tree, outer: Tree, bat
         )
     parts: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
     for batch in batches:
-        z = composed.predict(inner, outer, batch)
+        with composed_attention():
+            z = composed.predict(inner, outer, batch)
         variable = z.detach().requires_grad_(True)
         parts.append((z, (variable, composed.loss(variable, outer, batch))))
     return PredictionCurvature(parts, inner)

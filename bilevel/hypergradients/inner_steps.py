@@ -97,7 +97,7 @@ def inner_step(
     Raises:
         ValueError: if the loss does not depend on the inner variables.
     """
-    loss = evaluate(problem, "inner_loss", point.inner, outer, batch)
+    loss = evaluate(problem, "inner_loss", point.inner, outer, batch, second_order=create_graph)
     if not loss.requires_grad:
         raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
     grads = gradient(loss, point.inner, create_graph=create_graph)

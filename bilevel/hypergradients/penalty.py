@@ -5,6 +5,7 @@ With the value function v(a) = min over w of f(w, a), the bilevel problem is `mi
 to inner variables of their own, which stand in `Hypergradient.inner`. `BilevelTrainer` adopts them.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,11 +22,29 @@ from bilevel.tree import Tree, add, as_variables, detach, dot, gradient, map_lea
 
 
 class Memory:
-    """What a method carries from one call to the next: a count of calls and, where it has one, a companion of w."""
+    """What a method carries from one call to the next: a count of calls and, where it has one, a companion of w.
+
+    Each problem has its own; `calls` and `companion` are those of the problem seen last. A state that was loaded
+    belongs to the problem that is seen next.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
         self.companion: Tree | None = None
+        self._loaded = False
+        self._now: weakref.ref[BilevelProblem] | None = None
+        self._others: weakref.WeakKeyDictionary[BilevelProblem, tuple[int, Tree | None]] = weakref.WeakKeyDictionary()
+
+    def turn_to(self, problem: BilevelProblem) -> None:
+        """Bring up what was kept for a problem; nothing, if it is a new one."""
+        before = None if self._now is None else self._now()
+        if before is problem:
+            return
+        if self._now is not None and not self._loaded:
+            if before is not None:
+                self._others[before] = (self.calls, self.companion)
+            self.calls, self.companion = self._others.pop(problem, (0, None))
+        self._now, self._loaded = weakref.ref(problem), False
 
     def state_dict(self) -> dict[str, Any]:
         """Both, as plain data."""
@@ -34,6 +53,7 @@ class Memory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state of `state_dict`."""
         self.calls, self.companion = state["calls"], state["companion"]
+        self._loaded = True
 
 
 class _Remembering:
@@ -82,6 +102,7 @@ class F2SA(_Remembering):
     ) -> Hypergradient:
         """Solve both inner problems; see the class."""
         batches = checked_batches(inner, outer, inner_batches)
+        self.memory.turn_to(problem)
         weight = self.penalty + self.growth * self.memory.calls
 
         def penalised(w: Tree, a: Tree, batch: Any) -> Tensor:
@@ -186,6 +207,7 @@ class MESO(_Remembering):
     ) -> Hypergradient:
         """Move both companions; see the class."""
         batches = checked_batches(inner, outer, inner_batches)
+        self.memory.turn_to(problem)
         c = self.penalty * (self.memory.calls + 1) ** self.power
         w = detach(inner)
         u = w if self.memory.companion is None else map_leaves(lambda x, y: x.to(y), self.memory.companion, w)

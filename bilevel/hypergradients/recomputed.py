@@ -182,7 +182,7 @@ class _Sweep:
 
         def loss(w: Tree, a: Tree) -> Tensor:
             with self.random[t].replayed():
-                return evaluate(self.problem, "inner_loss", w, a, self._batch(t))
+                return evaluate(self.problem, "inner_loss", w, a, self._batch(t), second_order=True)
 
         return loss
 
