@@ -181,7 +181,7 @@ def test_baselines_train_from_points(method):
     ("method", "epochs"), [("lesps", (38, 300)), ("pal", (60, 300)), ("semantic-priors", (60, 240))]
 )
 def test_labels_evolve_when_their_source_lets_them(method, epochs):
-    """Of 300 epochs (LESPS: from an eighth to the end; PAL: from a fifth to the end; ours: from a fifth to four fifths)."""
+    """Of 300 epochs (LESPS: from an eighth, PAL: from a fifth, both to the end; ours: from a fifth to four fifths)."""
     scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
     changes = {**SMALL, "epochs": 300, "vfm": "vit_tiny_patch16_224", "vfm_random": True, "vfm_size": 64}
     experiment = Experiment(configure("paper", method, **changes), scenes, progress=False)
