@@ -21,6 +21,7 @@ from bilevel.hypergradients.inner_steps import (
     device_of,
     starting_point,
     tensors_of,
+    warn_if_not_repeated,
     zero_cotangents,
 )
 from bilevel.hypergradients.product_choice import PRODUCTS, ProductChoice
@@ -60,7 +61,7 @@ class RecomputedUnrolled:
         ValueError: if a setting is impossible, or the inner loss does not depend on the inner variables.
 
     Warns:
-        HypergradientWarning: if `products="forward"` had to be given up.
+        HypergradientWarning: if `products="forward"` had to be given up, or the inner loss does not repeat itself.
 
     Source: Maclaurin, Duvenaud and Adams (2015) for the adjoint; the replay from gradients needs no reversible step.
     """
@@ -114,6 +115,8 @@ class _Sweep:
         self.history: list[Tensor] = []
         self.random: list[RandomState] = []
         self.facts: StepFacts | None = None
+        self.losses: list[Tensor] = []
+        self.again: dict[int, Tensor] = {}
 
     def forward(self, point: Point) -> Point:
         """Plain steps; one preallocated block per leaf holds the gradients (many small blocks fragment memory)."""
@@ -126,6 +129,7 @@ class _Sweep:
             loss = evaluate(self.problem, "inner_loss", point.inner, self.outer, self._batch(t))
             if not loss.requires_grad:
                 raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
+            self.losses.append(loss.detach())
             grads = gradient(loss, point.inner)
             for block, g in zip(self.history, leaves(grads), strict=True):
                 block[t] = g
@@ -151,12 +155,13 @@ class _Sweep:
                 gamma = rebuild(point.inner, cotangents[:n])
                 whole = through_start or t > 0
                 variables = as_variables(point.inner), as_variables(self.outer)
-                bent, mixed = choices[whole](self._loss(t), *variables, gamma, hessian=whole)
+                bent, mixed = choices[whole](self._loss(t, *variables), *variables, gamma, hessian=whole)
                 own = cotangents[n : 2 * n]
                 if bent is not None:
                     own = [x + h for x, h in zip(own, leaves(bent), strict=True)]
                 cotangents = [*own, *cotangents[2 * n :]]
                 indirect = add(indirect, mixed) if part is None else add(indirect, add(mixed, part))
+        warn_if_not_repeated([self.losses[t] for t in self.again], list(self.again.values()))
         return cotangents[:n], indirect
 
     def _pull_through_rule(self, point: Point, t: int, cotangents: list[Tensor]) -> tuple[list[Tensor], Tree | None]:
@@ -177,12 +182,15 @@ class _Sweep:
             updates, state = rule.update(grads, point.state, params=point.inner, inplace=False)
             return as_leaves(Point(apply_updates(point.inner, updates), state))
 
-    def _loss(self, t: int) -> Callable[[Tree, Tree], Tensor]:
+    def _loss(self, t: int, inner: Tree, outer: Tree) -> Callable[[Tree, Tree], Tensor]:
         """The inner loss of step t, with the random numbers that it drew the first time."""
 
         def loss(w: Tree, a: Tree) -> Tensor:
             with self.random[t].replayed():
-                return evaluate(self.problem, "inner_loss", w, a, self._batch(t), second_order=True)
+                value = evaluate(self.problem, "inner_loss", w, a, self._batch(t), second_order=True)
+            if w is inner and a is outer:  # not inside a functional transform, whose values cannot leave it
+                self.again[t] = value.detach()
+            return value
 
         return loss
 

@@ -22,6 +22,7 @@ from bilevel.hypergradients.inner_steps import (
     run_plain,
     starting_point,
     tensors_of,
+    warn_if_not_repeated,
     zero_cotangents,
 )
 from bilevel.inner_optimizers import OptimizerLike, bind
@@ -115,7 +116,8 @@ class CheckpointedUnrolled:
     """The same value as `Unrolled` in less memory: inner graphs are recomputed segment by segment.
 
     The forward sweep keeps (w_t, s_t) at every `every`-th step. The backward sweep takes the segments in reverse order,
-    recomputes each but the last with its graph, and pulls the adjoints of w and s back through it. Cost: one plain step
+    recomputes each but the last with its graph, and pulls the adjoints of w and s back through it; all global random
+    generators are replayed, and a point that is not reached again is warned of. Cost: one plain step
     more per inner step than `Unrolled`; memory of `every` inner graphs and T / `every` points.
 
     Attributes:
@@ -163,6 +165,7 @@ class CheckpointedUnrolled:
             return end, facts
 
         begin = points.pop()
+        after = leaves(begin.inner)
         end, facts = with_graph(begin, segments[-1])
         outer_part = outer_gradients(problem, detach(end.inner), outer, outer_batch)
         stats = facts.stats("checkpointed", self.steps, problem.lead) | {"every": every}
@@ -170,8 +173,11 @@ class CheckpointedUnrolled:
         indirect = add_into(zeros_like(outer), part)
         for segment in reversed(segments[:-1]):
             begin = as_leaves(points.pop())
+            first_time = after
             with random.pop().replayed():
                 end, _ = with_graph(begin, segment)
+            warn_if_not_repeated(first_time, leaves(end.inner))
+            after = leaves(begin.inner)
             cotangents, part = _pull_back(end, begin, a, cotangents)
             indirect = add_into(indirect, part)
         if self.start is not None:

@@ -5,6 +5,9 @@ moments, maximize, float64 corrections, truncation (test_hypergradients, test_un
 states (test_unrolled_exact); buffers, ties, frozen parameters (test_modules).
 """
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,6 +29,7 @@ from bilevel import (
     parameters_of,
     problem_from_modules,
 )
+from bilevel.generators import random_state, restore_random_state
 from bilevel.tree import leaves, ravel
 from tests.bilevel.cases import CASES, quadratic
 from tests.bilevel.test_hypergradients import logistic_problem, relative
@@ -96,6 +100,47 @@ def test_recomputed_steps_see_the_dropout_masks_of_the_first_time(method):
     found = hypergradient(problem, w, a, [None], None, method)
     assert relative(found.value, full.value) < 1e-12
     assert torch.equal(torch.rand(1), after)  # and the generator goes on as after the full unroll
+
+
+def draw_from_numpy():
+    return float(np.random.rand())  # noqa: NPY002 (what a user's loss may call)
+
+
+OWN = np.random.default_rng(0)
+OWN_DRAWS = {
+    "python": lambda: random.random(),
+    "numpy": draw_from_numpy,
+    "own": lambda: float(OWN.random()),
+}
+RECOMPUTING = {
+    "checkpointed": CheckpointedUnrolled(SGD, 5, 2),
+    "reverse": RecomputedUnrolled(SGD, 5, "reverse"),
+    "forward": RecomputedUnrolled(SGD, 5, "forward"),
+}
+
+
+@pytest.mark.parametrize("name", RECOMPUTING)
+@pytest.mark.parametrize("generator", OWN_DRAWS)
+def test_numbers_drawn_outside_of_torch_are_replayed_or_missed_by_name(generator, name):
+    """Python's and NumPy's generators are replayed; one of the loss's own cannot be, and the loss value tells."""
+    problem, w, a, batches = logistic_problem()
+    noisy = BilevelProblem(
+        lambda w, a, b: (0.5 + OWN_DRAWS[generator]()) * problem.inner_loss(w, a, b), problem.outer_loss
+    )
+    before = random_state()
+    try:
+        full = hypergradient(noisy, w, a, batches, None, Unrolled(SGD, 5))
+        after = random.random(), draw_from_numpy()
+        restore_random_state(before)
+        if generator == "own":
+            with pytest.warns(HypergradientWarning, match="not the same function twice"):
+                hypergradient(noisy, w, a, batches, None, RECOMPUTING[name])
+            return
+        found = hypergradient(noisy, w, a, batches, None, RECOMPUTING[name])
+        assert relative(found.value, full.value) < 1e-12
+        assert (random.random(), draw_from_numpy()) == after  # the generators go on as after the full unroll
+    finally:
+        restore_random_state(before)
 
 
 def test_both_sides_of_a_finite_difference_see_the_same_masks():

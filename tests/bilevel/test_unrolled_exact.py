@@ -7,7 +7,6 @@ import torch
 
 import bilevel
 from bilevel import (
-    CheckpointedUnrolled,
     ForwardUnrolled,
     RecomputedUnrolled,
     TruncatedUnrolled,
@@ -18,15 +17,8 @@ from bilevel import (
 from bilevel.problem import BilevelProblem
 from bilevel.products import reverse_over_forward, reverse_over_reverse
 from bilevel.tree import as_variables, leaves, map_leaves, ravel
+from tests.bilevel.methods import EXACT
 from tests.bilevel.test_hypergradients import OPTIMIZERS, logistic_problem, relative
-
-EXACT = {
-    "checkpointed": lambda o, t, **k: CheckpointedUnrolled(o, t, **k),
-    "recomputed": lambda o, t, **k: RecomputedUnrolled(o, t, **k),
-    "recomputed-reverse": lambda o, t, **k: RecomputedUnrolled(o, t, "reverse", **k),
-    "recomputed-forward": lambda o, t, **k: RecomputedUnrolled(o, t, "forward", **k),
-    "forward": lambda o, t, **k: ForwardUnrolled(o, t, **k),
-}
 
 
 @pytest.mark.parametrize("make", EXACT.values(), ids=EXACT)
