@@ -14,6 +14,8 @@ from istd.config import PRESETS
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.run import run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

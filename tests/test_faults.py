@@ -1,6 +1,10 @@
 """The smallest run of `make faults`: one kill in training, and on from there."""
 
+import pytest
+
 from tests.faults import main
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_killed_run_goes_on_exactly(capsys):

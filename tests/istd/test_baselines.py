@@ -21,6 +21,8 @@ from istd.students import create_student
 from istd.teacher import SAMF
 from istd.teacher.samf import FusionBlock
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"student": "mlcl", "width": 0.25, "crop": 32, "batch_size": 4, "epochs": 6, "evaluate_every": 3}
 
 

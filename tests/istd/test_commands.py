@@ -29,6 +29,8 @@ from istd.regions import find_regions
 from istd.students import STUDENTS, create_student
 from istd.threads import use_threads
 
+pytestmark = pytest.mark.slow
+
 
 def config(*flags):
     return config_from(parser().parse_args(["train", *flags]))

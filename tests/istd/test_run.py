@@ -28,6 +28,8 @@ from istd.run import learned_weights, load_run, run, summary_table
 from istd.students import STUDENTS
 from istd.teacher import cached_tokens, image_tokens
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(
     PRESETS["smoke"],
     width=0.25,

@@ -11,6 +11,8 @@ import torch
 
 from istd.workers import WorkerDied, run_jobs
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 120  # seconds; a guard against hanging
 
 
