@@ -199,7 +199,9 @@ def _check_part(name: str, saved: Any, part: Any) -> None:
     if isinstance(part, nn.Module):
         present = part.state_dict()
         _same_names(name, saved, present)
-        _compare(name, saved, present, shapes=True)
+        for key, value in present.items():
+            # What a module keeps beside its tensors may grow as it trains: its own `set_extra_state` judges that.
+            _compare(f"{name}.{key}", saved[key], value, shapes=not key.endswith("_extra_state"))
     elif isinstance(part, torch.optim.Optimizer):
         _check_optimizer(name, saved, part)
     else:
