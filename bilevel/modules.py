@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bilevel.problem import BilevelProblem
+from bilevel.statistics import MeasuredStatistics
 from bilevel.tree import Tree
 
 ModuleLoss = Callable[[Any, Any, Any], Tensor]
@@ -137,9 +138,28 @@ def _without_recomputation() -> Iterator[None]:
 
 
 def problem_from_modules(
-    inner: nn.Module, outer: nn.Module, inner_loss: ModuleLoss, outer_loss: ModuleLoss
+    inner: nn.Module,
+    outer: nn.Module,
+    inner_loss: ModuleLoss,
+    outer_loss: ModuleLoss,
+    statistics: Callable[[Any, Any, Any], Any] | None = None,
 ) -> BilevelProblem:
     """A `BilevelProblem` over the trainable parameters of two modules.
+
+    Which statistics batch normalisation uses: in training mode those of the batch. In eval mode the running ones that
+    the module has stored; they are constants and do not advance while an unroll does, so after many steps they are
+    those of other weights. With `statistics` the outer loss uses, in their place, those of a pass at its own inner
+    variables ("precise" statistics), and their derivative is part of the hypergradient of every method.
+
+    Args:
+        inner: module of the inner variables.
+        outer: module of the outer variables.
+        inner_loss: `loss(inner_module, outer_module, batch)`.
+        outer_loss: the same.
+        statistics: `statistics(inner_module, outer_module, outer_batch)` runs `inner_module` on the data whose
+            statistics the outer loss is to use, the training data as a rule; what it returns is ignored.
+
+    Source: Wu and Johnson (2021), section 3, for statistics measured at the final weights.
 
     Example:
         >>> import torch
@@ -150,4 +170,19 @@ def problem_from_modules(
         >>> problem.outer_loss(parameters_of(model), parameters_of(weight), torch.zeros(3, 2)).shape
         torch.Size([])
     """
+    if statistics is not None:
+        outer_loss = _with_statistics(outer_loss, statistics)
     return BilevelProblem(pure_loss(inner, outer, inner_loss), pure_loss(inner, outer, outer_loss))
+
+
+def _with_statistics(loss: ModuleLoss, statistics: Callable[[Any, Any, Any], Any]) -> ModuleLoss:
+    """The loss, with batch normalisation by what a pass at the same variables measures."""
+
+    def measured(inner: Any, outer: Any, batch: Any) -> Tensor:
+        found = MeasuredStatistics()
+        with found.measured():
+            statistics(inner, outer, batch)
+        with found.used():
+            return loss(inner, outer, batch)
+
+    return measured

@@ -9,7 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     "bilevel": [
-        ["results", "tree", "registry", "files", "checkpoint", "generators", "forward_rules", "attention"],
+        [
+            "results",
+            "tree",
+            "registry",
+            "files",
+            "checkpoint",
+            "generators",
+            "forward_rules",
+            "attention",
+            "statistics",
+        ],
         ["inner_optimizers", "linear_solvers", "reweighting", "products"],
         ["problem", "torch_optimizers"],
         ["modules", "batched"],
