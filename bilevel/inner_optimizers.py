@@ -9,12 +9,16 @@ an out-of-place function of its arguments, Adam's algebra runs in float64 whatev
 hyperparameters may be tensors that are themselves differentiated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from bilevel import adam_step
+from bilevel.adam_step import AdamNumbers, AdamStep
 from bilevel.tree import Tree, leaves, map_leaves, rebuild, zeros_like
 
 Scalar = float | Tensor
@@ -120,8 +124,9 @@ def adam(
 
     At v = 0, where every gradient so far was zero, the update is 0 and its derivative with respect to v is taken as 0
     (the limit along v = (1 - b2) g^2, g -> 0, since m vanishes with g); elsewhere nothing is added under the root.
-    Moments and update are computed in float64 where the device has it (elementwise, so the cost is small), because in
-    float32 the adjoint of m / sqrt(v) cancels.
+    Moments and update are computed in float64 where the device has it, because in float32 the adjoint of m / sqrt(v)
+    cancels; for large tensors, with hyperparameters that are numbers, block by block (`bilevel.adam_step`), so that
+    only the moments themselves are held in float64.
 
     Source: Kingma and Ba (2015), algorithm 1.
     """
@@ -142,10 +147,30 @@ def adamw(
     return _adam(lr, betas, eps, weight_decay, maximize, decoupled=True)
 
 
+_composed: ContextVar[bool] = ContextVar("composed", default=False)
+
+
+@contextmanager
+def composed_rules() -> Iterator[None]:
+    """Inside, rules are composed of torch's operations, which functional transforms such as forward mode can enter."""
+    token = _composed.set(True)
+    try:
+        yield
+    finally:
+        _composed.reset(token)
+
+
 def _adam(
     lr: Scalar, betas: tuple[Scalar, Scalar], eps: float, weight_decay: Scalar, maximize: bool, decoupled: bool
 ) -> InnerOptimizer:
     b1, b2 = betas
+    lean = not any(isinstance(x, Tensor) for x in (lr, b1, b2, eps, weight_decay))
+
+    def scalars(count: int) -> tuple[Any, Any]:
+        # Python floats (or the caller's tensors) keep the corrections in double precision. Both go into the scalars:
+        # (m / c1) / (sqrt(v) / c2 + eps) = (c2 / c1) m / (sqrt(v) + c2 eps) saves two passes over the moments.
+        mean_correction, square_correction = 1 - b1**count, (1 - b2**count) ** 0.5
+        return lr * square_correction / mean_correction, eps * square_correction
 
     def init(params: Tree) -> AdamState:
         moments = zeros_like(map_leaves(_precise, params))
@@ -153,15 +178,21 @@ def _adam(
 
     def update(grads: Tree, state: AdamState, *, params: Tree, inplace: bool = False) -> tuple[Tree, AdamState]:
         decays = isinstance(weight_decay, Tensor) or weight_decay != 0.0
+        count = state.step + 1
+        if lean and not _composed.get() and max(x.numel() for x in leaves(params)) >= adam_step.LEAST:
+            decay = float(weight_decay)
+            numbers = AdamNumbers(
+                b1, b2, *scalars(count), -1.0 if maximize else 1.0, *((0.0, lr * decay) if decoupled else (decay, 0.0))
+            )
+            columns = zip(*(leaves(tree) for tree in (grads, params, state.mean, state.square)), strict=True)
+            stepped = list(zip(*(AdamStep.apply(*column, numbers) for column in columns), strict=True))
+            steps, mean, square = (rebuild(params, column) for column in stepped)
+            return steps, AdamState(mean, square, count)
         w = map_leaves(_precise, params) if decays else params
         g = _effective_gradient(map_leaves(_precise, grads), w, 0.0 if decoupled else weight_decay, maximize)
-        count = state.step + 1
         mean = map_leaves(lambda m, x: _blend(m, x, b1), state.mean, g)
         square = map_leaves(lambda v, x: _blend_square(v, x, b2), state.square, g)
-        # Python floats (or the caller's tensors) keep the corrections in double precision. Both go into the scalars:
-        # (m / c1) / (sqrt(v) / c2 + eps) = (c2 / c1) m / (sqrt(v) + c2 eps) saves two passes over the moments.
-        mean_correction, square_correction = 1 - b1**count, (1 - b2**count) ** 0.5
-        rate, floor = lr * square_correction / mean_correction, eps * square_correction
+        rate, floor = scalars(count)
 
         def step(m: Tensor, v: Tensor, w: Tensor) -> Tensor:
             out = m / (_safe_sqrt(v) + fit(floor, v)) * -fit(rate, m)

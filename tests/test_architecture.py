@@ -19,6 +19,7 @@ LAYERS = {
             "forward_rules",
             "attention",
             "statistics",
+            "adam_step",
         ],
         ["inner_optimizers", "linear_solvers", "reweighting", "products"],
         ["problem", "torch_optimizers"],

@@ -348,3 +348,15 @@ def test_the_cost_of_features_is_measured(monkeypatch):
     text = module.report(synthetic_dataset(8, 4, 1, SceneConfig(size=64)), small_config(), 1, torch.device("cpu"))
     shares = {line.split("|")[1].strip(): float(line.split("|")[4].strip(" %")) for line in text.splitlines()[2:4]}
     assert shares["cached, whole image"] < shares["every crop (published)"]
+
+
+@pytest.mark.parametrize("method", ["full", "checkpointed", "recomputed"])
+def test_the_memory_of_a_large_model_is_measured(method, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    try:
+        found = load(Path("benchmarks/hypergradient_memory.py")).measure(100_000, "adam", 2, method)
+    finally:
+        torch.set_num_threads(threads)
+    assert found["gigabytes"] >= 0
+    assert found["seconds"] > 0

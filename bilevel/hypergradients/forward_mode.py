@@ -16,7 +16,7 @@ from bilevel.hypergradients.inner_steps import (
     check_steps,
     starting_point,
 )
-from bilevel.inner_optimizers import OptimizerLike, apply_updates, bind
+from bilevel.inner_optimizers import OptimizerLike, apply_updates, bind, composed_rules
 from bilevel.problem import BilevelProblem, evaluate
 from bilevel.products import push_forward
 from bilevel.results import Hypergradient
@@ -128,7 +128,8 @@ class _Step:
         argnums = tuple(range(n))
         found, value = torch.func.grad_and_value(loss, argnums=argnums)(*values[:n])
         params, grads = rebuild(self.inner, list(values[:n])), rebuild(self.inner, list(found))
-        updates, after = bind(self.optimizer, a).update(grads, state, params=params, inplace=False)
+        with composed_rules():
+            updates, after = bind(self.optimizer, a).update(grads, state, params=params, inplace=False)
         self.state_after = optree.tree_map(_placeholder, after)
         new = apply_updates(params, updates)
         return (*leaves(new), *_tensors(after), value, norm(grads))

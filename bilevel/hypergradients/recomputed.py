@@ -35,6 +35,9 @@ from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, rebu
 class RecomputedUnrolled:
     """The same value as `Unrolled`, with the memory of one inner graph and T gradients.
 
+    That is less where the activations of a step outweigh its parameters, as in convolutional nets; where the parameters
+    do (`benchmarks/hypergradient_memory.py`), `Unrolled` itself keeps no more than a few copies of them per step.
+
     The forward sweep takes T plain steps and keeps every gradient g_t = df/dw(w_t, a), and the point (w_t, s_t) at
     every sqrt(T)-th step. The backward sweep replays a segment's points from the gradients (elementwise, no loss is
     evaluated) and then pulls the adjoints (u, r) of (w, s) through one step at a time: with (w', s') = step(w, s, g),
