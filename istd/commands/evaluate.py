@@ -58,7 +58,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if bare is not None:
         raise ValueError(f"Image {bare!r} has no true mask, so there is nothing to score it against.")
     for origin in data.origins:
-        print(f"{origin.set_name}: {origin.test}; masks {origin.masks}")
+        drawn = "RANDOM SPLIT, NO LIST NAMES THE TEST IMAGES: " if origin.random_split else ""
+        print(f"{origin.set_name}: {drawn}{origin.test}; masks {origin.masks}")
     pairs, curve, holistic = _predict(predictor, samples, args)
     scores = evaluate_masks(pairs)
     kinds = evaluate_by_characteristic((p, t, s.image) for (p, t), s in zip(pairs, samples, strict=True))

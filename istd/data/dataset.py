@@ -60,7 +60,7 @@ class Origin:
     Attributes:
         set_name: of the set.
         layout: the published layout that the folder was read as.
-        train: the list, folder or rule that gave the training images.
+        train: the list, folder or rule that gave the training images; empty if they were not read.
         val: likewise, the validation images.
         test: likewise, the test images.
         random_split: whether the test images are a random draw, because no list names them: such results compare with
@@ -80,9 +80,9 @@ class Origin:
 
     def __str__(self) -> str:
         if self.random_split:
-            splits = f"RANDOM SPLIT ({self.train}): NO LIST NAMES THE TEST IMAGES"
+            splits = f"RANDOM SPLIT ({self.test}): NO LIST NAMES THE TEST IMAGES"
         else:
-            splits = f"train {self.train}; val {self.val}; test {self.test}"
+            splits = "; ".join(f"{split} {named}" for split in SPLITS if (named := getattr(self, split)))
         masks = self.masks or "none"
         return f"{self.set_name} ({self.layout}): {splits}. Points: {self.points}. Masks: {masks}."
 

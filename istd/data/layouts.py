@@ -121,7 +121,7 @@ def load_split(
         FileNotFoundError, ValueError: see `load_folder`; also for an empty split or an unknown one.
     """
     folder = open_folder(Path(root))
-    names, source = named_images(folder, split, seed)
+    names, source, random = named_images(folder, split, seed)
     if not names:
         raise ValueError(f"The {split!r} split of {folder.root} is empty ({source}).")
     reader = _Reader(folder, find_points(folder, points, seed), sensor)
@@ -131,7 +131,7 @@ def load_split(
         (),
         (),
         samples,
-        (reader.origin({"train": "", "val": "", "test": source}, False),),
+        (reader.origin({"train": "", "val": "", "test": source}, random),),
         reader.sensor,
     )
 

@@ -2,7 +2,7 @@
 
 A list is NAME.txt with an image a line (with or without folder and extension, any line ending), or a COCO file whose
 `images` it is. Lists of one folder and ending are a family: `mode/{train,val,test}.txt` is the family `mode`,
-`img_idx/{train,test}_SIRST3.txt` is `img_idx/SIRST3`.
+`img_idx/{train,test}_SIRST3.txt` is `img_idx/SIRST3`, and so would `img_idx/SIRST3_{train,test}.txt` be.
 """
 
 import json
@@ -16,14 +16,16 @@ from istd.data.files import read_text
 from istd.data.folder import Folder
 from istd.data.published import LIST_FOLDERS
 
-_LIST = re.compile(r"(?:instances_)?(trainval|train|valid|val|test)([_-].+|\d+)?\.(txt|json)", re.IGNORECASE)
+_LIST = re.compile(r"(?:(.+)[_-])??(trainval|train|valid|val|test)([_-].+|\d+)?\.(txt|json)", re.IGNORECASE)
+_TEXTS = (".txt", ".csv", ".lst", ".list")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Lists that belong together: by split (`train`, `trainval`, `val`, `test`), the file."""
+    """Lists that belong together: by split (`train`, `trainval`, `val`, `test`), the file; all lie in one folder."""
 
     name: str
+    place: Path
     files: Mapping[str, Path]
 
     @property
@@ -34,20 +36,46 @@ class Family:
 
 def find_families(folder: Folder) -> list[Family]:
     """The families of lists in a folder, the preferred ones first."""
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[tuple[str, Path], dict[str, Path]] = {}
     for place in _list_folders(folder):
         for path in sorted(p for p in place.iterdir() if not p.is_dir()):
             match = _LIST.fullmatch(path.name)
-            if match is None or (match[3].lower() == "json" and not place.name.lower().startswith("annotation")):
+            if match is None or (match[4].lower() == "json" and not _of_coco(place, match[1])):
                 continue
             if folder.names.find(path.stem) is not None:  # the annotations of one image
                 continue
-            where, ending = folder.where(place), (match[2] or "").lstrip("_-")
-            family = "/".join(part for part in ("" if where == "." else where, ending) if part) or "."
-            split = "val" if match[1].lower() == "valid" else match[1].lower()
-            found.setdefault(family, {})[split] = path
-    families = [Family(name, files) for name, files in found.items()]
+            where, start = folder.where(place), "" if match[4].lower() == "json" else match[1]
+            own = "_".join(part for part in (start, (match[3] or "").lstrip("_-")) if part)
+            family = "/".join(part for part in ("" if where == "." else where, own) if part) or "."
+            split = "val" if match[2].lower() == "valid" else match[2].lower()
+            found.setdefault((family, place), {})[split] = path
+    families = [Family(name, place, files) for (name, place), files in found.items()]
     return sorted(families, key=lambda family: preference(family.name, folder.layout.lists))
+
+
+def _of_coco(place: Path, start: str | None) -> bool:
+    """Whether JSON of this folder, with this before the split in its name, is a list."""
+    return place.name.lower().startswith("annotation") and start in (None, "instances")
+
+
+def unread_lists(folder: Folder) -> list[Path]:
+    """Text files that are lists of images by name and content, but lie or are called otherwise than lists are."""
+    read = {path for family in find_families(folder) for path in family.files.values()}
+    found = []
+    for path in (p for pattern in ("*", "*/*", "*/*/*") for p in sorted(folder.root.glob(pattern))):
+        called = path.suffix.lower() in _TEXTS and ("train" in path.name.lower() or "test" in path.name.lower())
+        if called and path not in read and path.is_file() and _names_images(folder, path):
+            found.append(path)
+    return found
+
+
+def _names_images(folder: Folder, path: Path) -> bool:
+    """Whether most lines begin with the name of an image."""
+    try:
+        known = [folder.names.find(line.split(",")[0]) is not None for line in read_text(path).splitlines() if line]
+    except ValueError:  # no text, or a name that several images have
+        return False
+    return 2 * sum(known) > len(known)
 
 
 def _list_folders(folder: Folder) -> list[Path]:

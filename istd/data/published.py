@@ -80,14 +80,18 @@ LAYOUTS: tuple[Layout, ...] = (
                 boxes=("annotations/bboxes", "annotations/centroids"),
             ),
         ),
-        lists=("splits/full", "splits/v1", "splits"),
+        lists=("splits/full", "splits"),
     ),
     Layout(
         "SIRST-V2, VOC folders",
         (Part("PNGImages", ("SIRST/BinaryMask", "SIRST/PaletteMask"), boxes=("SIRST/BBox",)),),
         lists=("Splits/full", "Splits", "splits"),
     ),
-    Layout("Pascal VOC", (Part("JPEGImages", ("SegmentationClass",), boxes=("Annotations",)),)),
+    Layout(
+        "Pascal VOC",
+        (Part("JPEGImages", ("SegmentationClass",), boxes=("Annotations",)),),
+        lists=("ImageSets/Main", "ImageSets/*"),
+    ),
     Layout("IRSTD-1k", (Part("IRSTD1k_Img", ("IRSTD1k_Label",), boxes=BOXES),)),
     Layout(
         "MDvsFA",

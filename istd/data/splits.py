@@ -8,7 +8,7 @@ import numpy as np
 
 from istd.data.dataset import SPLITS
 from istd.data.folder import Folder
-from istd.data.lists import Family, find_families, preference, read_list
+from istd.data.lists import Family, find_families, preference, read_list, unread_lists
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def find_splits(folder: Folder, wanted: str | None = None, seed: int = 0) -> Spl
         seed: of what is drawn.
 
     Raises:
-        ValueError: for an unknown family or several equal ones, an empty training or validation split, a name that
-            stands twice, in two splits, or for no image.
+        ValueError: for an unknown family or several equal ones, lists that are there but not where lists are read, an
+            empty training or validation split, a name that stands twice, in two splits, or for no image.
     """
     families = find_families(folder)
     trainable = [family for family in families if family.complete]
@@ -56,8 +56,8 @@ def find_splits(folder: Folder, wanted: str | None = None, seed: int = 0) -> Spl
     return _by_chance(folder, seed)
 
 
-def named_images(folder: Folder, wanted: str, seed: int = 0) -> tuple[tuple[str, ...], str]:
-    """The images of one split, and what named them, without a word on the others.
+def named_images(folder: Folder, wanted: str, seed: int = 0) -> tuple[tuple[str, ...], str, bool]:
+    """The images of one split, what named them, and whether that was chance; without a word on the other splits.
 
     Args:
         folder: the set.
@@ -69,14 +69,14 @@ def named_images(folder: Folder, wanted: str, seed: int = 0) -> tuple[tuple[str,
         ValueError: if nothing has that name, or several lists.
     """
     if wanted == "all":
-        return tuple(sorted(folder.images)), "all images"
+        return tuple(sorted(folder.images)), "all images", False
     families = find_families(folder)
     listed = {folder.where(path): path for family in families for path in family.files.values()}
     paths = [p for w, p in listed.items() if wanted in (w, w[: w.rindex(".")], p.stem)]
     by_folder = any(part.part.split for part in folder.parts)
     if wanted in SPLITS and (by_folder or any(f.complete for f in families) or not paths):
         splits = find_splits(folder, None, seed)
-        return splits.names[wanted], splits.sources[wanted]
+        return splits.names[wanted], splits.sources[wanted], splits.random
     if not paths:
         raise ValueError(
             f"{folder.root} has no split or list {wanted!r}; there are {', '.join([*SPLITS, 'all', *listed])}."
@@ -86,7 +86,7 @@ def named_images(folder: Folder, wanted: str, seed: int = 0) -> tuple[tuple[str,
             f"{wanted!r} may be any of {', '.join(folder.where(p) for p in paths)} in {folder.root}; write the folder "
             "with it."
         )
-    return read_list(folder, paths[0]), folder.where(paths[0])
+    return read_list(folder, paths[0]), folder.where(paths[0]), False
 
 
 def hold_out(names: Sequence[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -106,7 +106,7 @@ def _chosen(families: Sequence[Family], wanted: str, root: Path) -> Family:
 
 def _preferred(families: Sequence[Family], folder: Folder) -> Family:
     best = families[0]
-    rivals = [f for f in families[1:] if f.name.split("/")[0] == best.name.split("/")[0]]
+    rivals = [f for f in families[1:] if f.place == best.place]
     rank = preference(best.name, folder.layout.lists)
     if rivals and preference(rivals[0].name, folder.layout.lists) == rank:
         raise ValueError(
@@ -128,10 +128,21 @@ def _by_lists(folder: Folder, family: Family, seed: int) -> Splits:
         train, val = lists["train"], tuple(n for n in lists["trainval"] if n not in set(lists["train"]))
         sources["val"] = f"{sources['trainval']} without {sources['train']}"
     else:
-        train, val = hold_out(lists["train"], seed)
-        sources["val"] = f"a fifth of {sources['train']}, drawn with seed {seed}"
+        train, val, sources["val"] = _held_out(folder, lists["train"], sources["train"], seed)
     sources.setdefault("test", "no list, so no image")
     return _checked(folder, {"train": train, "val": val, "test": test}, sources, "test" in lists)
+
+
+def _held_out(
+    folder: Folder, names: Sequence[str], source: str, seed: int
+) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Training images, validation images, and what to say of the latter."""
+    if len(names) == 1:
+        raise ValueError(
+            f"{folder.root}: {source} names a single image, and there is no list of validation images, for which a "
+            "fifth of the training images is held out; name two at least, or give a list val.txt."
+        )
+    return *hold_out(names, seed), f"a fifth of {source}, drawn with seed {seed}"
 
 
 def _by_folders(folder: Folder, seed: int) -> Splits:
@@ -142,12 +153,17 @@ def _by_folders(folder: Folder, seed: int) -> Splits:
         names[found.part.split] += tuple(sorted(found.local))
         sources[found.part.split] = found.part.images + "/"
     if "val" not in sources:
-        names["train"], names["val"] = hold_out(names["train"], seed)
-        sources["val"] = f"a fifth of {sources['train']}, drawn with seed {seed}"
+        names["train"], names["val"], sources["val"] = _held_out(folder, names["train"], sources["train"], seed)
     return _checked(folder, names, sources, False)
 
 
 def _by_chance(folder: Folder, seed: int) -> Splits:
+    unread = unread_lists(folder)
+    if unread:
+        raise ValueError(
+            f"{unread[0]} names images of {folder.root}, but lists are not looked for under this name. If it is one of "
+            "a split, call it img_idx/train.txt (val.txt, test.txt); else remove it, and splits are drawn at random."
+        )
     names = sorted(folder.images)
     order = np.random.default_rng(seed).permutation(len(names))
     cuts = np.split(order, [round(0.6 * len(names)), round(0.8 * len(names))])

@@ -295,6 +295,60 @@ def test_a_list_of_any_name_can_be_scored(tmp_path):
     assert [s.name for s in load_split(tmp_path, "val").test] == N[3:4]
 
 
+@pytest.mark.parametrize("place", ["lists/train.txt", "train.csv", "img_idx/all/my_train_list.txt", "trainset.lst"])
+def test_lists_that_are_not_read_are_never_replaced_by_a_random_split(tmp_path, place):
+    fill(tmp_path, "images", "masks")
+    write_list(tmp_path / "training_notes.txt", ["im0 was taken at night"])
+    assert load_folder(tmp_path).origins[0].random_split
+    write_list(tmp_path / place, [f"{n}.png" for n in N[:4]])
+    with pytest.raises(ValueError, match=f"{place} names images of .*call it img_idx/train.txt"):
+        load_folder(tmp_path)
+
+
+def test_a_list_may_begin_with_the_name_of_its_family(tmp_path):
+    sirst_v2(tmp_path)
+    write_list(tmp_path / "splits" / "mini_trainval.txt", N[:4])
+    write_list(tmp_path / "splits" / "mini_test.txt", N[5:])
+    check(load_folder(tmp_path), N[:3], N[3:4], N[4:])
+    check(load_folder(tmp_path, split="mini"), *held_out(N[:4]), N[5:])
+    assert [s.name for s in load_split(tmp_path, "mini_test").test] == N[5:]
+
+
+def test_families_beside_each_other_in_the_folder_itself_are_not_guessed_between(tmp_path):
+    fill(tmp_path, "images", "masks")
+    for family, cut in (("A", 4), ("B", 3)):
+        write_list(tmp_path / f"train_{family}.txt", N[:cut])
+        write_list(tmp_path / f"test_{family}.txt", N[cut:])
+    with pytest.raises(ValueError, match=r"several families of split lists \(A, B\); choose one with `--split NAME`"):
+        load_folder(tmp_path)
+    check(load_folder(tmp_path, split="B"), *held_out(N[:3]), N[3:])
+
+
+def test_lists_of_the_main_task_of_pascal_voc_are_preferred(tmp_path):
+    layout, train, val, test = pascal_voc(tmp_path)
+    for name in ("train", "val", "test"):
+        write_list(tmp_path / "ImageSets" / "Segmentation" / f"{name}.txt", N[::-1][:2])
+        write_list(tmp_path / "ImageSets" / "Main" / f"target_{name}.txt", [f"{n}  1" for n in N])
+    assert check(load_folder(tmp_path), train, val, test).origins[0].layout == layout
+
+
+def test_one_training_image_cannot_be_held_out(tmp_path):
+    fill(tmp_path, "images", "masks")
+    write_list(tmp_path / "train.txt", N[:1])
+    write_list(tmp_path / "test.txt", N[1:])
+    with pytest.raises(ValueError, match=r"train.txt names a single image, .* give a list val.txt"):
+        load_folder(tmp_path)
+
+
+def test_a_random_split_is_recorded_by_what_scores_it_too(tmp_path):
+    fill(tmp_path, "images", "masks")
+    assert load_split(tmp_path, "test").provenance[0]["random_split"] is True
+    assert "RANDOM SPLIT (60, 20 and 20 %" in str(load_split(tmp_path, "test").origins[0])
+    whole = load_split(tmp_path, "all")
+    assert whole.provenance[0]["random_split"] is False
+    assert "(images/): test all images. Points" in str(whole.origins[0])
+
+
 def test_a_random_split_is_announced_in_capitals_and_recorded(tmp_path):
     fill(tmp_path, "images", "masks")
     data = load_folder(tmp_path)
