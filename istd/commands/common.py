@@ -53,13 +53,23 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace masks that are there")
 
 
-def refuse_overwriting(args: argparse.Namespace, names: Iterable[str]) -> None:
-    """Protect pictures that are in `--out` already: another run's masks, or the images themselves.
+def refuse_overwriting(args: argparse.Namespace, names: Iterable[str], inputs: Iterable[Path]) -> None:
+    """Protect pictures that are in `--out` already: another run's masks, and the inputs, even with `--overwrite`.
+
+    Args:
+        args: with `out` and `overwrite`.
+        names: of the masks that will be written.
+        inputs: folders that are read.
 
     Raises:
-        FileExistsError: if there is one and `--overwrite` was not given.
+        ValueError: if a mask would be written into a folder of inputs.
+        FileExistsError: if there is a picture and `--overwrite` was not given.
     """
-    there = next((path for name in names if (path := args.out / f"{name}.png").exists()), None)
+    targets, read = [args.out / f"{name}.png" for name in names], {folder.resolve() for folder in inputs}
+    mixed = next((path for path in targets if path.parent.resolve() in read), None)
+    if mixed is not None:
+        raise ValueError(f"`--out` is {str(args.out)!r}: {mixed} would lie among the inputs; choose another folder.")
+    there = next((path for path in targets if path.exists()), None)
     if there is not None and not args.overwrite:
         raise FileExistsError(f"{there} is there already; choose another --out, or replace it with --overwrite.")
 

@@ -45,13 +45,13 @@ def detect(args: argparse.Namespace) -> None:
     """Predict every image, write masks, list and picture, and say what was found.
 
     Raises:
-        ValueError: for a threshold outside (0, 1).
+        ValueError: for a threshold outside (0, 1), or an `--out` that the images lie in.
         FileNotFoundError: if there is no student, or no image.
         FileExistsError: if a picture would be overwritten and `--overwrite` was not given.
         SkippedInputs: at the end, if files could not be read; all others are done.
     """
     predictor, images = load_student_of(args), find_images(args.images)
-    refuse_overwriting(args, images)
+    refuse_overwriting(args, images, {file.parent for file in images.values()})
     shown = evenly(len(images), PANELS)
     rows, samples, masks, skipped = [], [], [], []
     for i, (name, file) in enumerate(tqdm(images.items(), "images", unit="image", disable=args.quiet)):

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from istd.commands.common import add_mask_flags, masks_kept, refuse_overwriting, write_mask, write_table
 from istd.commands.sets import add_data_flags, announce, sensor_of
+from istd.data.folder import open_folder
 from istd.data.layouts import load_split
 from istd.labels import INITIAL_MASKS
 from istd.metrics import evaluate_masks
@@ -32,7 +33,7 @@ def masks(args: argparse.Namespace) -> None:
     """Draw, write, and say which points the rule could not trust.
 
     Raises:
-        ValueError: for several folders.
+        ValueError: for several folders, or an `--out` that images, masks or points lie in.
         FileExistsError: if a picture would be overwritten and `--overwrite` was not given.
     """
     if len(args.data) > 1:
@@ -40,7 +41,7 @@ def masks(args: argparse.Namespace) -> None:
     dataset, rule = load_split(args.data[0], "all", args.points, sensor=sensor_of(args)), INITIAL_MASKS[args.rule]
     announce(dataset)
     samples = dataset.test
-    refuse_overwriting(args, [s.name for s in samples])
+    refuse_overwriting(args, [s.name for s in samples], open_folder(args.data[0]).folders)
     doubtful, drawn = [], []
     for sample in tqdm(samples, "masks", unit="image", disable=args.quiet):
         found = rule(sample.image, sample.points)

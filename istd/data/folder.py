@@ -48,6 +48,13 @@ class Folder:
         """The images' names, for what lists and tables call them."""
         return Names(self.images)
 
+    @property
+    def folders(self) -> set[Path]:
+        """The folders that images, masks and point labels lie in."""
+        marks = [name for found in self.parts for name in (*found.part.centroid, *found.part.coarse)]
+        labelled = {self.root / name for name in (*self.mask_folders, *marks)}
+        return labelled | {path.parent for path in (*self.images.values(), *self.masks.values())}
+
     def where(self, path: Path) -> str:
         """A path as messages and records show it: relative to the set's folder."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)

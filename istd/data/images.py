@@ -33,6 +33,8 @@ _KINDS = {
     "I": "32-bit grey",
     "F": "floating point",
 }
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # TIFF tags and their values
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _STRIPS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
 
 
@@ -47,7 +49,8 @@ def open_picture(path: Path, decode: bool = True) -> Iterator[Image.Image]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is no regular file, in another format (whatever its name ends in), larger
-            than 8192 x 8192 pixels, truncated, or holds several pages.
+            than 8192 x 8192 pixels, truncated, holds several pages, or values that Pillow reads with
+            loss (colours of 16 bits, signed bytes).
     """
     regular_file(path)
     try:
@@ -80,6 +83,9 @@ def _check_header(image: Image.Image, path: Path) -> None:
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format not in ("JPEG", "MPO"):  # the further pictures of a JPEG are previews
         raise _Refused(f"{path} holds {pages} pages, of which a single one could be read; save each as a file.")
+    lost = _lost(image)
+    if lost:
+        raise _Refused(f"{path} holds {lost}, which cannot be read without loss; save it as 8- or 16-bit grey.")
     if image.format == "TIFF":
         size = path.stat().st_size
         for offsets, counts in _STRIPS:
@@ -88,6 +94,20 @@ def _check_header(image: Image.Image, path: Path) -> None:
                 if offset + count > size:
                     name = TiffTags.lookup(offsets).name
                     raise _Refused(f"{path} is truncated: {name} points beyond its {size} bytes; copy the file again.")
+
+
+def _lost(image: Image.Image) -> str:
+    """What Pillow would lose of a picture, in words: it cuts colours to 8 bits and takes signed bytes for unsigned."""
+    rows = getattr(image, "tile", ())
+    raw = next((str(mode) for row in rows for mode in (row.args if isinstance(row.args, tuple) else (row.args,))), "")
+    if ";16" in raw and image.mode in ("LA", "RGB", "RGBA", "RGBX", "CMYK"):
+        return "colours or an alpha channel of 16 bits"
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        return "signed bytes"
+    if image.mode not in ("1", "L", "P") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        return "deep values of which 0 is white"
+    return ""
 
 
 def picture_kind(path: Path) -> str:

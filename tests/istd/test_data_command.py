@@ -162,6 +162,20 @@ def test_detect_reads_images_by_the_rule_of_the_student(tmp_path, monkeypatch):
     assert row == {"image": "a,b", "x": "20.5", "y": "10.5", "area": "4", "probability": "0.667"}
 
 
+@pytest.mark.parametrize("where", ["images", "labels", "masks_centroid"])
+def test_inputs_are_never_overwritten(folder, where, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    calls = [["masks", "--data", str(folder)]]
+    if where == "images":
+        calls.append(["detect", str(student(tmp_path / "s.safetensors")), "--images", str(folder), "--threads", "1"])
+    for call in calls:
+        assert main([*call, "--out", str(folder / where), "--overwrite", "--quiet"]) == 2
+        assert "im0.png would lie among the inputs; choose another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".txt"} == before
+    for _ in range(2):
+        assert main(["masks", "--data", str(folder), "--out", str(folder / "drawn"), "--overwrite", "--quiet"]) == 0
+
+
 def test_evaluation_needs_no_points_and_tells_sets_apart(folder, tmp_path, capsys):
     other = fill(tmp_path / "other", "images", "masks", n=2)
     for path in (folder / "masks_centroid").iterdir():

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -62,8 +63,6 @@ def test_a_header_that_claims_too_much_is_not_decoded(tmp_path):
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
 
     def chunk(kind, content):
-        import zlib
-
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
@@ -97,6 +96,49 @@ def test_several_pages_are_said(tmp_path):
     pages = [Image.fromarray(image_of(i)) for i in range(3)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(ValueError, match=r"a\.tif holds 3 pages"):
+        read_image(tmp_path / "a.tif")
+
+
+def png_of_16_bits(path, array, colour):
+    """A PNG of 16 bits a channel: Pillow writes none in colour."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, colour, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    path.parent.mkdir(exist_ok=True)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_are_not_cut_to_8(tmp_path, colour, channels):
+    frame = np.repeat(frame16()[:, :, None], channels, axis=2)
+    png_of_16_bits(tmp_path / "a.png", frame, colour)
+    for read in (read_image, read_mask):
+        with pytest.raises(ValueError, match=r"a\.png holds colours or an alpha channel of 16 bits.*16-bit grey"):
+            read(tmp_path / "a.png")
+    png_of_16_bits(tmp_path / "b.png", frame[:, :, 0], 0)
+    save(tmp_path / "c.png", frame[:, :, 0])
+    assert np.array_equal(read_image(tmp_path / "b.png"), read_image(tmp_path / "c.png"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "photometric", "said"),
+    [("i1", 2, 1, "signed bytes"), ("<u2", 1, 0, "deep values of which 0 is white"), ("u1", 1, 1, None)],
+)
+def test_kinds_of_tiff_that_would_be_read_wrongly_are_refused(tmp_path, dtype, kind, photometric, said):
+    values = np.arange(400).reshape(20, 20).astype(dtype)
+    data, bits = values.tobytes(), 8 * values.itemsize
+    short = [(256, 20), (257, 20), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 20)]
+    tags = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in [*short, (279, len(data)), (339, kind)])
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 10)
+    (tmp_path / "a.tif").write_bytes(head + tags + bytes(4))
+    if said is None:
+        assert np.array_equal(np.rint(255 * read_image(tmp_path / "a.tif")), values)
+        return
+    with pytest.raises(ValueError, match=rf"a\.tif holds {said}"):
         read_image(tmp_path / "a.tif")
 
 
