@@ -180,7 +180,7 @@ class _Reader:
     def _sample(self, name: str) -> Sample:
         image = read_image(self.folder.images[name], self.sensor)
         shape = (image.shape[0], image.shape[1])
-        found = check_points(self.points.read(name, shape), shape, name)
+        found = check_points(self.points.read(name, shape), shape, name, self.points.where)
         sample = Sample(name, image, found, self.folder.masks.get(name), self.set_name)
         self._check_mask(sample)
         return sample

@@ -90,6 +90,14 @@ def _other_lists(folder: Folder, dataset: Dataset) -> str:
 def _ambiguities(folder: Folder) -> list[str]:
     """Pictures that lie where masks may lie, but were not taken."""
     found = []
+    other = {found.part.images for found in folder.parts}
+    if not folder.mask_folders:
+        for name in dict.fromkeys(name for part in folder.parts for name in part.part.masks if name not in other):
+            files = index_pictures(folder.root / name)
+            if files:
+                found.append(
+                    f"{name}/ holds {len(files)} pictures, but none is called as an image; first {min(files)!r}."
+                )
     for name in MASKS:
         if folder.mask_folders and name not in folder.mask_folders and index_pictures(folder.root / name):
             found.append(f"{name}/ holds pictures too, but the masks are taken from {folder.mask_folders[0]}/.")

@@ -53,17 +53,17 @@ def jittered_points(points: Points, radius: float, shape: tuple[int, int], seed:
     return np.clip(moved, 0, np.array(shape) - 1)
 
 
-def check_points(points: Points, shape: tuple[int, int], name: str) -> Points:
+def check_points(points: Points, shape: tuple[int, int], name: str, where: str = "") -> Points:
     """Return `points` unchanged, or raise if one lies outside an image of `shape`.
 
     Raises:
-        ValueError: naming the image, the point and the image's size.
+        ValueError: naming the image, the point, `where` it comes from and the image's size.
     """
     outside = (points < 0).any(axis=1) | (points >= np.array(shape)).any(axis=1)
     if outside.any():
         row, col = points[outside][0]
         raise ValueError(
-            f"Image {name!r}: the point (x={col}, y={row}) lies outside the image of {shape[1]}x{shape[0]} pixels "
-            "(width x height); x counts columns and y rows, both from 0."
+            f"Image {name!r}: the point (x={col}, y={row}){f' of {where}' if where else ''} lies outside the image of "
+            f"{shape[1]}x{shape[0]} pixels (width x height); x counts columns and y rows, both from 0."
         )
     return points

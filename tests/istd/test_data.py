@@ -253,7 +253,7 @@ def break_one_pixel(f):
         (break_empty_split, "'val' split .* is empty"),
         (break_two_splits, "'im2' stands in both 'train' and 'val'"),
         (break_unknown_name, "names 'nobody'"),
-        (break_outside, r"\(x=48, y=3\) lies outside the image of 48x40"),
+        (break_outside, r"\(x=48, y=3\) of points.csv lies outside the image of 48x40"),
         (break_csv_number, "line 2: x='left'"),
         (break_csv_columns, "no column 'image'"),
         (break_coco, "not COCO JSON"),

@@ -63,6 +63,13 @@ def test_a_folder_that_cannot_be_read_is_named_with_its_fault(folder, capsys):
     )
 
 
+def test_masks_of_other_names_than_the_images_are_said(folder, capsys):
+    for name in N:
+        (folder / "labels" / f"{name}.png").rename(folder / "labels" / f"{name}_label.png")
+    assert main(["data", str(folder)]) == 0
+    assert "labels/ holds 6 pictures, but none is called as an image; first 'im0_label'." in capsys.readouterr().out
+
+
 def invert(folder):
     for i, name in enumerate(N):
         save(folder / "images" / f"{name}.png", 255 - image_of(i))

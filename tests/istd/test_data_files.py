@@ -349,6 +349,11 @@ def test_names_in_a_table_may_be_paths_of_any_system(folder):
     assert [found[n] for n in N[:3]] == [[[4, 6]], [[5, 8]], [[6, 10]]]
 
 
+def test_empty_rows_are_passed_over_and_names_that_mean_nothing_are_said(folder):
+    points_csv(folder, "image,x,y\n,,\n\nim0,6,4\nim77,5,5\nim77,6,6\n" + others("im0"))
+    assert load_folder(folder).origins[0].points == "points.csv (1 of its names are no images of the set, first 'im77')"
+
+
 def test_names_with_dots_need_no_extension():
     found = Names(["frame.0001", "frame.0002", "a.png", "seq/b"])
     assert found.find("frame.0001") == "frame.0001"
@@ -381,13 +386,15 @@ def test_tables_come_in_the_encodings_of_the_field(folder, encoding):
         ("image,x,y\na/im0,6,4\nb/im0,7,5\n", "'b/im0' and 'a/im0' in other folders would both be the image 'im0'"),
         ("image,x,y\nim0,nan,4\n", "x='nan'.*not two numbers"),
         ("image,x,y\nim0,1e30,4\n", "not two numbers"),
+        ("image,x,y\nim0,1_0,4\n", "x='1_0'.*not two numbers"),
+        ("image,x,y,w,h\nim0,5,3,3,3\n", "points.csv: beside columns 'w' and 'h'"),
         ("image,x,y\nim0,6\n", "y=''.*not two numbers"),
         ("image,x,y\nim,0,6,4\n", "4 fields under 3 columns"),
         ("image,x,y\n,6,4\n", "line 2: no image is named"),
         ('image,x,y\n"im0,6,4\n', "line"),
         ("", "no column 'image'"),
         ("image,x,y\nim9,3,4\n", r"does not stand in .*points.csv \(it names 'im9', which is no image"),
-        ("image,x,y\nim0,32,4\n" + others("im0"), r"\(x=32, y=4\) lies outside"),
+        ("image,x,y\nim0,32,4\n" + others("im0"), r"\(x=32, y=4\) of points.csv lies outside"),
     ],
 )
 def test_doubtful_tables_are_refused(folder, text, message):

@@ -124,7 +124,9 @@ class PointTable:
                 f"{self.path}: all coordinates lie between 0 and 1, as shares of the image's sides do; multiply x by "
                 "the image's width and y by its height."
             )
-        return PointSource(self.folder.where(self.path), self._read)
+        strangers = list(dict.fromkeys(self._unknown))
+        said = f" ({len(strangers)} of its names are no images of the set, first {strangers[0]!r})" if strangers else ""
+        return PointSource(self.folder.where(self.path) + said, self._read)
 
     def _read(self, name: str, shape: Shape) -> Points:
         if name not in self._points:
@@ -149,8 +151,8 @@ def as_points(pixels: Any) -> Points:
 
 def number(value: Any) -> float | None:
     """A finite number of a file, in figures or as text, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or "_" in str(value):
+        return None  # Python takes 1_0 for 10
     try:
         found = float(value)
     except (ValueError, OverflowError):

@@ -18,8 +18,8 @@ def read_points_csv(path: Path, folder: Folder) -> PointSource:
     """Read `image,x,y` rows (a header is required, in any order and with other columns beside).
 
     Raises:
-        ValueError: naming file and line, if a column is missing or stands twice, a row has too many fields, a number
-            does not parse, a point stands twice, or all coordinates are shares of the image's sides.
+        ValueError: naming file and line, if a column is missing or stands twice, boxes are given, a row has too many
+            fields, a number does not parse, a point stands twice, or all coordinates are shares of the image's sides.
     """
     text = read_text(path)
     head = text.split("\n", 1)[0]
@@ -29,7 +29,7 @@ def read_points_csv(path: Path, folder: Folder) -> PointSource:
     try:
         columns = _columns(next(reader, []), path)
         for row in reader:
-            if row:
+            if any(field.strip() for field in row):
                 _add_row(table, row, columns, f"line {reader.line_num}")
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}.") from None
@@ -38,6 +38,11 @@ def read_points_csv(path: Path, folder: Folder) -> PointSource:
 
 def _columns(head: list[str], path: Path) -> list[int]:
     names = [name.strip().lower() for name in head]
+    if {"w", "h"} <= {*names}:
+        raise ValueError(
+            f"{path}: beside columns 'w' and 'h', x and y may be the corner of a box or its centre; write the centre "
+            "into x and y, and remove the two."
+        )
     for column in COLUMNS:
         if names.count(column) != 1:
             what = f"no column {column!r}" if column not in names else f"two columns {column!r}"
