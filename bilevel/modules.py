@@ -17,6 +17,7 @@ from torch.func import functional_call
 from bilevel.problem import BilevelProblem
 from bilevel.statistics import MeasuredStatistics
 from bilevel.tree import Tree
+from bilevel.weight_norm import ComposedWeightNorm, has_weight_norm
 
 ModuleLoss = Callable[[Any, Any, Any], Tensor]
 """`loss(inner_module, outer_module, batch) -> 0-d tensor`."""
@@ -66,17 +67,19 @@ def pure_loss(inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> Callable[
             "trainer if the outer objective is to move them directly."
         )
     closure = _Closure(inner, outer, loss)
-    checked = False
+    checked = normalised = False
 
     def pure(inner_tree: Tree, outer_tree: Tree, batch: Any) -> Tensor:
         values = {f"inner.{name}": value for name, value in inner_tree.items()}
         # A nameless outer variable is the trainer's stand-in for an outer module without parameters.
         values |= {f"outer.{name}": value for name, value in outer_tree.items() if name}
         values |= {name: buffer.detach().clone() for name, buffer in closure.named_buffers()}
-        nonlocal checked
+        nonlocal checked, normalised
         if not checked:
             _check_embeddings(inner, outer)
-        with _without_recomputation(), nullcontext() if checked else _without_reentrant_checkpoints():
+            normalised = has_weight_norm(inner, outer)
+        rules = ComposedWeightNorm() if normalised else nullcontext()
+        with _without_recomputation(), rules, nullcontext() if checked else _without_reentrant_checkpoints():
             out: Tensor = functional_call(closure, values, (batch,))
         checked = True
         return out

@@ -17,6 +17,7 @@ LAYERS = {
             "checkpoint",
             "generators",
             "forward_rules",
+            "weight_norm",
             "attention",
             "statistics",
             "adam_step",
