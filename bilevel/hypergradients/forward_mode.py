@@ -142,7 +142,8 @@ def _push(function: Any, values: list[Tensor], tangents: list[Tensor]) -> tuple[
         return push_forward(function, values, along)
 
     dims: Any = (None, 0)
-    outputs, pushed = torch.func.vmap(one, out_dims=dims)(*tangents)
+    # One mask of dropout for all tangents, the one that `Unrolled` draws: they share the values.
+    outputs, pushed = torch.func.vmap(one, out_dims=dims, randomness="same")(*tangents)
     return [x.detach() for x in outputs], [x.detach() for x in pushed]
 
 

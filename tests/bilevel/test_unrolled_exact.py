@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import bilevel
 from bilevel import (
@@ -13,6 +14,8 @@ from bilevel import (
     Unrolled,
     from_torch,
     hypergradient,
+    parameters_of,
+    problem_from_modules,
 )
 from bilevel.problem import BilevelProblem
 from bilevel.products import reverse_over_forward, reverse_over_reverse
@@ -262,3 +265,20 @@ def test_a_mixed_product_alone_is_that_of_the_pair(product):
     bent, found = product(loss, *variables, vector, hessian=False)
     assert bent is None
     assert relative(found, expected) < 1e-12
+
+
+def test_forward_mode_draws_the_dropout_masks_of_the_unroll():
+    model, weight = (
+        nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.4), nn.Tanh(), nn.Linear(6, 1)),
+        nn.Linear(1, 5, bias=False),
+    )
+    model, weight = model.double(), weight.double()
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = problem_from_modules(
+        model, weight, lambda m, a, x: (a.weight[:, 0] * m(x)[:, 0].square()).mean(), lambda m, a, x: m(x).mean()
+    )
+    found = []
+    for method in (Unrolled(bilevel.sgd(0.1), 3), ForwardUnrolled(bilevel.sgd(0.1), 3)):
+        torch.manual_seed(1)
+        found.append(hypergradient(problem, parameters_of(model), parameters_of(weight), [x], x, method).value)
+    assert relative(found[1], found[0]) < 1e-12
