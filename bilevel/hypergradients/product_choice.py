@@ -61,7 +61,9 @@ class ProductChoice:
         if self.settled is not None:
             return product(self.settled)
         if not self._agreed:
-            return self._compare(product)
+            # Where dF/dw = 0 both products are zero, which says nothing about the forward rules.
+            seen = any(bool(x.any()) for x in leaves(vector))
+            return self._compare(product) if seen else product("reverse")
         name = next(name for name in PRODUCTS if name not in self._seconds)
         started = _now(vector)
         out = product(name)

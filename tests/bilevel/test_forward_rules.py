@@ -20,6 +20,7 @@ from bilevel import (
     problem_from_modules,
 )
 from bilevel.forward_rules import DifferentiableNormalisation
+from bilevel.tree import leaves
 from tests.bilevel.test_hypergradients import logistic_problem, relative
 
 NORMALISATIONS = {
@@ -213,3 +214,18 @@ def test_a_forward_rule_that_is_wrong_when_differentiated_is_not_used(products, 
     # Said once for each kind of product (the first step needs no Hessian), and only to whom it concerns.
     assert len(given_up) == min(steps, 2) * (products == "forward")
     assert all("away from the reverse one" in str(x.message) for x in given_up)
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+def test_products_of_a_zero_vector_are_no_comparison():
+    """At a stationary point of F both products are zero, and a wrong forward rule would be trusted for good."""
+    problem, w, a, batches = logistic_problem()
+    odd = BilevelProblem(
+        lambda w, a, b: problem.inner_loss({k: SlightlyWrong.apply(a["logit"].mean() + v) for k, v in w.items()}, a, b),
+        lambda w, a, on: problem.outer_loss(w, a, None) * on,
+    )
+    method = RecomputedUnrolled(bilevel.sgd(0.1), 3, "forward")
+    assert not any(x.any() for x in leaves(hypergradient(odd, w, a, batches, 0.0, method).value))
+    full = hypergradient(odd, w, a, batches, 1.0, Unrolled(bilevel.sgd(0.1), 3))
+    for _ in range(2):
+        assert relative(hypergradient(odd, w, a, batches, 1.0, method).value, full.value) < 1e-12
