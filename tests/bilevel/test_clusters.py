@@ -155,6 +155,7 @@ def make(tmp_path, epochs):
     return trainer, weights, history
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated - use:DeprecationWarning")  # older matplotlib, newer pyparsing
 def test_reclustering_on_the_networks_features_keeps_learning_and_the_record_tells(tmp_path):
     trainer, weights, history = make(tmp_path, 12)
     trainer.fit(12)

@@ -2,6 +2,7 @@
 
 import errno
 import time
+from importlib.metadata import entry_points
 
 import pytest
 import torch
@@ -389,7 +390,8 @@ def test_an_exhausted_iterator_of_batches_is_named():
 def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match="gauss_newton"):
         make(method="newton")
-    with pytest.raises(ValueError, match=r"istd\.teacher"):
+    installed = {point.name for point in entry_points(group="bilevel.plugins")}  # a bare checkout has none
+    with pytest.raises(ValueError, match=r"istd\.teacher" if "istd" in installed else "known ones: none"):
         make(inner_loss="no such objective")
 
 
