@@ -23,7 +23,7 @@ from bilevel.checkpoint import write_atomically
 from istd.config import PRESETS
 from istd.data.layouts import Dataset, load_folder
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.folder import write_json
+from istd.folder import holds_run, write_json
 from istd.report import format_table
 from istd.run import run
 from istd.students import STUDENTS, create_student
@@ -101,7 +101,7 @@ def train_cell(
     names = ("method", "student", "seed")
     config = replace(PRESETS[preset], vfm_random=True, **{name: cell[name] for name in names})
     folder.mkdir(parents=True, exist_ok=True)
-    return run(config, dataset, folder, device, resume=True, progress=False, hooks=[Deadline(deadline)])
+    return run(config, dataset, folder, device, resume=holds_run(folder), progress=False, hooks=[Deadline(deadline)])
 
 
 def write_table(out: Path) -> str:
