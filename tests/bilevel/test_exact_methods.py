@@ -104,6 +104,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow  # ten networks by seven methods
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     blocks=BLOCKS,
