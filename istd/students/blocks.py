@@ -27,6 +27,16 @@ def conv_bn_relu(
     )
 
 
+def depthwise(channels: int, kernel: int = 3, bias: bool = True) -> nn.Conv2d:
+    """Convolution of every channel for itself, same padding."""
+    return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=bias)
+
+
+def norm_relu(channels: int) -> tuple[nn.Module, nn.Module]:
+    """Batch normalisation and ReLU, to stand after a layer in an `nn.Sequential`."""
+    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+
+
 def logit_bias(layer: nn.Conv2d) -> None:
     """Let a layer of logits start at probability 0.01 everywhere.
 

@@ -7,44 +7,31 @@ generates from the fine map.
 
 At width 1 all layers are the published ones. Three facts of the release are kept because its weights depend on them:
 
-- The tokens are those of images of 256 pixels a side: patches of 32 pixels (of the input), half overlapping.
+- The tokens are those of images of 256 pixels a side (`istd.students.level_attention`).
 - The residual around the channel attention and its feed-forward is added twice.
 - **The kernels of a whole batch are generated from its first image alone.** So an image's map depends on which image
   stands first in its batch, in training and in testing. `per_image=True` gives every image its own kernels, as the
   paper describes them; with one image at a time, as the deployed student works, both are the same. It is registered as
   `gsfa-per-image`.
 
-Left out are the fixed filters (Haar, identity), which are sums and differences here. Not published is what happens
-below 48 pixels, where the grid of tokens has fewer than two places a side: maps are padded with zeros.
+Left out are the fixed filters (Haar, identity), which are sums and differences here.
 
 Outputs: the fused map (used at test) and one for each decoder level at its own size, with equal weights: their mean, as
 in the release, which takes every second or fourth pixel of the target for the coarse maps, where maxima are taken here.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.attention import ChannelAttention, SqueezeExcitation, attention_blocks
+from istd.students.attention import ChannelAttention, attention_blocks
 from istd.students.base import Output, Stage, Student
-from istd.students.blocks import logit_bias, logit_layer, scaled
-from istd.students.norms import ChannelNorm
+from istd.students.blocks import depthwise, logit_bias, logit_layer, norm_relu, scaled
+from istd.students.level_attention import MultiLevelAttention
 from istd.students.registry import STUDENTS, StudentInfo
 from istd.students.wavelets import joined_haar
-
-PATCHES = (32, 16, 8, 4)  # of every level: the grid is common
-EXPANSION = 2.66
-
-
-def _norm_relu(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
-
-
-def _depthwise(channels: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
 
 
 class WaveletPool(nn.Module):
@@ -59,148 +46,17 @@ class WaveletPool(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.learned = nn.Sequential(
-            nn.Conv2d(channels, 4 * channels, 2, stride=2, groups=channels), *_norm_relu(4 * channels)
+            nn.Conv2d(channels, 4 * channels, 2, stride=2, groups=channels), *norm_relu(4 * channels)
         )
         self.attention = ChannelAttention(4 * channels)
         self.scale = nn.ParameterList([nn.Parameter(torch.full((1, 4 * channels, 1, 1), 0.1))])
-        self.reduce = nn.Sequential(nn.Conv2d(4 * channels, 2 * channels, 1), *_norm_relu(2 * channels))
+        self.reduce = nn.Sequential(nn.Conv2d(4 * channels, 2 * channels, 1), *norm_relu(2 * channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
         y = self.learned(x)
         out: Tensor = self.reduce(self.attention(y) * (y + self.scale[0] * joined_haar(x)))
         return out
-
-
-class PixelGate(nn.Module):
-    """One gate per place for the tokens of all levels, from depthwise convolutions of 7, 5, 3 and 1 and their union.
-
-    Source: Deng et al. (2025), multi-level spatial attention.
-    """
-
-    def __init__(self, channels: Sequence[int]) -> None:
-        super().__init__()
-        total = sum(channels)
-        inner = [max(c // 8, 1) for c in channels]
-        union = max(total // 8, 1)
-        self.union = nn.Sequential(nn.Conv2d(total, union, 1), nn.BatchNorm2d(union))
-        self.levels = nn.ModuleList()  # from the deepest on, as published
-        for c, i, kernel in reversed([*zip(channels, inner, (7, 5, 3, 1), strict=True)]):
-            spread = [_depthwise(c, kernel)] if kernel > 1 else []
-            self.levels.append(nn.Sequential(*spread, nn.Conv2d(c, i, 1), *_norm_relu(i)))
-        joined = sum(inner) + union
-        self.squeeze = SqueezeExcitation(joined, reduction=10)
-        self.gate = nn.Conv2d(joined, 1, 1)
-
-    def forward(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Tokens `[(B, c_i, h, w)]` -> `(B, 1, h, w)`."""
-        parts = [level(t) for level, t in zip(reversed(self.levels), tokens, strict=True)]
-        x = torch.cat([*parts, self.union(torch.cat([*tokens], dim=1))], dim=1)
-        out: Tensor = self.gate(self.squeeze(x)).sigmoid()
-        return out
-
-
-class FeedForward(nn.Sequential):
-    """1x1 convolution to 5.32 times the channels, normalisation, ReLU, and back."""
-
-    def __init__(self, channels: int) -> None:
-        hidden = 2 * int(channels * EXPANSION)
-        super().__init__(
-            nn.Conv2d(channels, hidden, 1, bias=False),
-            ChannelNorm(hidden),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, channels, 1, bias=False),
-        )
-
-
-class ChannelKernelAttention(nn.Module):
-    """Channels of every level are weighted by how near they lie to a mixture of all levels, then fed forward.
-
-    With q, k, v 1x1 convolutions of the level's own and of all levels' normalised tokens, q and k of unit length over
-    the places, r_c = q_c - k_c: `a = softmax_c(exp(-|r_c|^2 / (2 var(r_c))))`, and `t + out(a v)` is the result.
-
-    Source: Deng et al. (2025), multi-level channel attention with a Gaussian kernel.
-    """
-
-    def __init__(self, channels: Sequence[int]) -> None:
-        super().__init__()
-        total = sum(channels)
-        self.norms = nn.ModuleList(ChannelNorm(c) for c in channels)
-        self.norm = ChannelNorm(total)
-        self.maps = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(c, c, 1), nn.Conv2d(total, c, 1), nn.Conv2d(total, c, 1)]) for c in channels
-        )
-        self.project = nn.ModuleList(nn.Conv2d(c, c, 1, bias=False) for c in channels)
-        self.feed_norms = nn.ModuleList(ChannelNorm(c) for c in channels)
-        self.feed = nn.ModuleList(FeedForward(c) for c in channels)
-
-    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """`[(B, c_i, h, w)] -> [(B, c_i, h, w)]`."""
-        joined = self.norm(torch.cat([*tokens], dim=1))
-        out = []
-        for t, norm, (query, key, value), project, feed_norm, feed in zip(
-            tokens, self.norms, self.maps, self.project, self.feed_norms, self.feed, strict=True
-        ):
-            q, k = (F.normalize(x.flatten(2), dim=-1) for x in (query(norm(t)), key(joined)))
-            r = q - k
-            similarity = torch.exp(-r.square().sum(-1) / (2 * r.var(-1)))
-            y = t + project(similarity.softmax(1)[..., None, None] * value(joined))
-            out.append(y + feed(feed_norm(y)))
-        return out
-
-
-class LevelBlock(nn.Module):
-    """Channel attention with a residual, normalisation, and the common gate: `t <- (1 + g) t`."""
-
-    def __init__(self, channels: Sequence[int]) -> None:
-        super().__init__()
-        self.pixels = PixelGate(channels)
-        self.channels = ChannelKernelAttention(channels)
-        self.norms = nn.ModuleList(ChannelNorm(c) for c in channels)
-
-    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """`[(B, c_i, h, w)] -> [(B, c_i, h, w)]`."""
-        mixed = [norm(a + t) for norm, a, t in zip(self.norms, self.channels(tokens), tokens, strict=True)]
-        gate = 1 + self.pixels(mixed)
-        return [t * gate for t in mixed]
-
-
-class Rebuild(nn.Module):
-    """From tokens to a map: 1x1 convolution, interpolation, normalisation, ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 1)
-        self.norm = nn.Sequential(*_norm_relu(channels))
-
-    def forward(self, tokens: Tensor, size: torch.Size) -> Tensor:
-        """`(B, c, h, w) -> (B, c, *size)`."""
-        # Published after the interpolation, with which a 1x1 convolution commutes; here it has fewer pixels.
-        x = F.interpolate(self.conv(tokens), size=size, mode="bilinear", align_corners=False)
-        out: Tensor = self.norm(x)
-        return out
-
-
-class MultiLevelAttention(nn.Module):
-    """Tokens of all levels on one grid, through two blocks, back to the maps as a residual.
-
-    Source: Deng et al. (2025), multi-level aggregation.
-    """
-
-    def __init__(self, channels: Sequence[int]) -> None:
-        super().__init__()
-        self.embed = nn.ModuleList(nn.Conv2d(c, c, p, stride=p // 2) for c, p in zip(channels, PATCHES, strict=True))
-        self.blocks = nn.Sequential(LevelBlock(channels), LevelBlock(channels))
-        self.rebuild = nn.ModuleList(Rebuild(c) for c in channels)
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """`[(B, c_i, H_i, W_i)]`, each half the size of the one before -> the same shapes."""
-        tokens = []
-        for embed, x, patch in zip(self.embed, maps, PATCHES, strict=True):
-            missing = [max(patch + patch // 2 - n, 0) for n in x.shape[-2:]]  # to two places a side
-            tokens.append(embed(F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x))
-        mixed = self.blocks(tokens)
-        return [x + rebuild(t, x.shape[-2:]) for rebuild, t, x in zip(self.rebuild, mixed, maps, strict=True)]
 
 
 class KernelGenerator(nn.Module):
@@ -253,17 +109,17 @@ class FrequencyFusion(nn.Module):
         self.per_image = per_image
         self.reduce = nn.Conv2d(high, low, 1)
         self.coarse, self.fine = nn.Conv2d(2 * low, low, 1), nn.Conv2d(2 * low, low, 1)
-        self.before_sharp = nn.Sequential(_depthwise(low, 7), *_norm_relu(low))
-        self.before_smooth = nn.Sequential(_depthwise(low, 3), *_norm_relu(low))
+        self.before_sharp = nn.Sequential(depthwise(low, 7), *norm_relu(low))
+        self.before_smooth = nn.Sequential(depthwise(low, 3), *norm_relu(low))
         self.union = nn.Sequential(
-            _depthwise(high + low, 3), *_norm_relu(high + low), nn.Conv2d(high + low, low, 1), *_norm_relu(low)
+            depthwise(high + low, 3), *norm_relu(high + low), nn.Conv2d(high + low, low, 1), *norm_relu(low)
         )
         self.residual = nn.Conv2d(low, 2 * low, 1)
         self.sharp, self.smooth = KernelGenerator(low), KernelGenerator(low)
         self.fine_norm, self.coarse_norm = nn.BatchNorm2d(2 * low), nn.BatchNorm2d(2 * low)
-        self.sum = nn.Sequential(nn.Conv2d(low, low, 3, padding=1), *_norm_relu(low))
-        layers = (nn.Conv2d(low, low, 3, padding=1), *_norm_relu(low), nn.Conv2d(low, low, 3, padding=1))
-        self.post = nn.Sequential(*layers, *_norm_relu(low))
+        self.sum = nn.Sequential(nn.Conv2d(low, low, 3, padding=1), *norm_relu(low))
+        layers = (nn.Conv2d(low, low, 3, padding=1), *norm_relu(low), nn.Conv2d(low, low, 3, padding=1))
+        self.post = nn.Sequential(*layers, *norm_relu(low))
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Fine `(B, low, H, W)` and coarse `(B, high, H/2, W/2)` -> `(B, low, H, W)`."""

@@ -6,9 +6,9 @@ deepest. The decoder mixes levels by convolutions over both.
 
 At width 1 all layers are the published ones (the authors' release; PAL's is the same network). Left out are the
 `conv_res` of the five lateral blocks, which the release constructs and never calls, and its fixed Haar filters, which
-are sums and differences here. Equal to the release but cheaper: one multiplication by the sum of four gates, the mean
-over channels taken before its filter, one pooling for several. The release filters in float32 and casts the filters to
-half precision in the backward pass, which changes nothing, for they are +-1/2; here they have the map's own dtype.
+are sums and differences here (`istd.students.direction_aware` says where they are cheaper). The release filters in
+float32 and casts the filters to half precision in the backward pass, which changes nothing, for they are +-1/2; here
+they have the map's own dtype.
 
 One output; trained in the release with one loss on it.
 """
@@ -19,113 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.attention import SqueezeExcitation
 from istd.students.base import Stage, Student
-from istd.students.blocks import conv_bn_relu, logit_layer, scaled
+from istd.students.blocks import logit_layer, scaled
+from istd.students.direction_aware import DirectionAwareBlock, MultiScaleBlock
 from istd.students.registry import STUDENTS, StudentInfo
-from istd.students.wavelets import haar, haar_bands
+from istd.students.residual import PoolingBlock, ResidualBlock, conv_bn, double_conv
+from istd.students.wavelets import haar
 
 WIDTHS = (16, 32, 64, 64, 64)
 SIDE = 16  # channels that every level sends to the deepest
-
-
-def _conv_bn(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
-    """The published form: the convolution has a bias, though normalisation follows."""
-    return nn.Sequential(nn.Conv2d(cin, cout, 3, stride, 1), nn.BatchNorm2d(cout))
-
-
-class DirectionalAttention(nn.Module):
-    """`relu(x + bn(conv3x3(x sum_b g_b)))`, g_b a gate per pixel from Haar band b, `(B, c, H, W) -> (B, c, H, W)`.
-
-    `g_b = sigmoid(conv7x7([maximum over channels of the band, mean over channels of the band]))`.
-
-    Source: Zhao et al. (2025), high-frequency direction injection and direction-aware attention.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gates = nn.ModuleList(nn.Conv2d(2, 1, 7, padding=3) for _ in range(4))  # for HH, LH, HL, LL
-        self.post = _conv_bn(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the attention."""
-        ll, lh, hl, hh = (
-            torch.cat([band.amax(1, keepdim=True), mean], dim=1)
-            for band, mean in zip(haar_bands(x), haar_bands(x.mean(1, keepdim=True)), strict=True)
-        )
-        gate = sum(conv(band).sigmoid() for conv, band in zip(self.gates, (hh, lh, hl, ll), strict=True))
-        return torch.relu(x + self.post(x * gate))
-
-
-class MultiScaleBlock(nn.Module):
-    """Branches of growing reach, joined by a 3x3 convolution, `(B, c, H, W) -> (B, c, H, W)`.
-
-    A 1x1 branch; with `near`, one of 1x1 and 3x3; and two of 3x3 and 5x5, each before a 3x3 that is dilated by 3 and 5.
-
-    Source: Zhao et al. (2025); the branches are those of the receptive field block (Liu et al., ECCV 2018).
-    """
-
-    def __init__(self, channels: int, near: bool) -> None:
-        super().__init__()
-        c = channels
-        branches = [conv_bn_relu(c, c, 1)]
-        if near:
-            branches.append(nn.Sequential(conv_bn_relu(c, c, 1), conv_bn_relu(c, c)))
-        for kernel in (3, 5):
-            branches.append(nn.Sequential(conv_bn_relu(c, c, kernel), conv_bn_relu(c, c, dilation=kernel)))
-        self.branches = nn.ModuleList(branches)
-        self.join = conv_bn_relu(len(branches) * c, c)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        out: Tensor = self.join(torch.cat([branch(x) for branch in self.branches], dim=1))
-        return out
-
-
-class DirectionAwareBlock(nn.Module):
-    """`relu(x + conv3x3(channels(directions(branches(x)))))`, `(B, c, H, W) -> (B, c, H, W)`.
-
-    Source: Zhao et al. (2025), multi-scale direction-aware module.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branches = MultiScaleBlock(channels, near=True)
-        self.post = conv_bn_relu(channels, channels)
-        self.directions, self.channels = DirectionalAttention(channels), SqueezeExcitation(channels, reduction=4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        return torch.relu(x + self.post(self.channels(self.directions(self.branches(x)))))
-
-
-class First(nn.Module):
-    """Two convolutions and a residual block at full resolution, `(B, cin, H, W) -> (B, c, H, W)`."""
-
-    def __init__(self, cin: int, c: int) -> None:
-        super().__init__()
-        relu = nn.ReLU(inplace=True)
-        self.stem = nn.Sequential(*_conv_bn(cin, c), relu, *_conv_bn(c, c), relu)
-        self.residual = nn.Sequential(*_conv_bn(c, c), relu, *_conv_bn(c, c))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers."""
-        x = self.stem(x)
-        return torch.relu(x + self.residual(x))
-
-
-class Down(nn.Module):
-    """Residual block with a strided 3x3 convolution as shortcut, `(B, cin, H, W) -> (B, c, H/2, W/2)`."""
-
-    def __init__(self, cin: int, c: int) -> None:
-        super().__init__()
-        relu = nn.ReLU(inplace=True)
-        self.body = nn.Sequential(*_conv_bn(cin, c), relu, nn.MaxPool2d(2), *_conv_bn(c, c))
-        self.shortcut = nn.Sequential(*_conv_bn(cin, c, stride=2), relu)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        return torch.relu(self.body(x) + self.shortcut(x))
 
 
 class Up(nn.Module):
@@ -138,15 +40,18 @@ class Up(nn.Module):
         super().__init__()
         relu = nn.ReLU(inplace=True)
         self.project = nn.Sequential(nn.Conv2d(high, low, 1), nn.BatchNorm2d(low), relu)
-        self.mix = nn.Sequential(
-            nn.Conv2d(high + low, high, 1), nn.BatchNorm2d(high), relu, *_conv_bn(high, high), relu
-        )
+        self.mix = nn.Sequential(nn.Conv2d(high + low, high, 1), nn.BatchNorm2d(high), relu, *conv_bn(high, high), relu)
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
         """`(B, high, H/2, W/2)` and `(B, low, H, W)` -> `(B, low, H, W)`."""
         high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=True)
         out: Tensor = low + self.project(high + self.mix(torch.cat([high, low], dim=1)))
         return out
+
+
+def _first(cin: int, c: int) -> nn.Sequential:
+    """Two convolutions and a residual block at full resolution, `(B, cin, H, W) -> (B, c, H, W)`."""
+    return nn.Sequential(double_conv(cin, c), ResidualBlock(c))
 
 
 def _side(stride: int, c: int, side: int) -> nn.Sequential:
@@ -186,7 +91,7 @@ class MSDANet(Student):
         made = [c[0], c[1] - bands, *c[2:]]
         levels = []
         for i, n in enumerate(c):
-            enter = First(in_channels, n) if i == 0 else Down(c[i - 1], made[i])
+            enter = _first(in_channels, n) if i == 0 else PoolingBlock(c[i - 1], made[i])
             tail = _side(2 ** (4 - i), n, side) if i < 4 else _union(n + 4 * side, n)
             levels.append(Level(enter, n, tail))
         self.encoder = nn.ModuleList(levels)

@@ -4,15 +4,12 @@ A U-Net of residual blocks with channel and spatial attention, with dilated conv
 stage is a transformer block that works on the Fourier transforms of 8x8 blocks: its attention multiplies the spectra of
 queries and keys, its feed-forward network filters by a learned spectrum. The skip connections are weighted by channel.
 
-At width 1 all layers are the published ones. The release transforms in float32 at least, and so does this, also under
-autocast. Not published is what happens where a map's side is no multiple of 8 (images then have sides that are no
-multiples of 64, and the release pads the image): blocks are filled up with zeros.
+At width 1 all layers are the published ones. Not published is what happens where a map's side is no multiple of 8
+(images then have sides that are no multiples of 64, and the release pads the image): blocks are filled up with zeros.
 
 Outputs: the fused map (used at test), one for each decoder stage from coarse to fine at full resolution, and a second
 head on the finest stage, which reaches nothing else. PAL averages the losses of all six.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +18,8 @@ from torch.nn import functional as F
 from istd.students.attention import SpatialAttention
 from istd.students.base import Output, Stage, Student
 from istd.students.blocks import conv_bn_relu, logit_layer, mean_layer, run_stages, scaled
-from istd.students.fourier import BLOCK, HALF, block_filter, block_product
-from istd.students.norms import ChannelNorm
+from istd.students.frequency_transformer import FrequencyTransformer
 from istd.students.registry import STUDENTS, StudentInfo
-
-EXPANSION = 2.66
-
-
-def _depthwise(channels: int, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
 
 
 class LinearChannelAttention(nn.Module):
@@ -90,79 +80,6 @@ class DilatedBlock(nn.Module):
         for layer, skip in zip(self.up, reversed(skips), strict=True):
             y = layer(torch.cat([y, skip], dim=1))
         return x + y
-
-
-class FrequencyAttention(nn.Module):
-    """`project(v norm(q * k))`, q * k the circular convolution of 8x8 blocks; `(B, c, H, W) -> (B, c, H, W)`.
-
-    q, k and v have 2 c channels each, from a 1x1 and a depthwise 3x3 convolution.
-
-    Source: the frequency-domain self-attention of FFTformer (Kong et al., CVPR 2023), as SFDT-Net uses it.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.expand = nn.Sequential(nn.Conv2d(channels, 6 * channels, 1, bias=False), _depthwise(6 * channels))
-        self.project = nn.Conv2d(2 * channels, channels, 1, bias=False)
-        self.norm = ChannelNorm(2 * channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the attention."""
-        q, k, v = self.expand(x).chunk(3, dim=1)
-        out: Tensor = self.project(v * self.norm(block_product(q, k)))
-        return out
-
-
-# The published spectrum is (c, 1, 1, 8, 5). A parameter of five dimensions keeps a module from `channels_last`, so the
-# shape is that of the publication in files alone.
-def _with_published_shape(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    state[f"{prefix}spectrum"] = state[f"{prefix}spectrum"][:, None, None]
-
-
-def _with_own_shape(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    if f"{prefix}spectrum" in state:
-        state[f"{prefix}spectrum"] = state[f"{prefix}spectrum"].flatten(0, 2)
-
-
-class FrequencyFeedForward(nn.Module):
-    """Channels expanded 5.32 times, filtered by a learned spectrum each, and gated: `(B, c, H, W) -> (B, c, H, W)`.
-
-    With a, b halves of the filtered map after a depthwise 3x3: `project(gelu(relu(near(a))) relu(far(b)))`.
-
-    Source: the discriminative feed-forward network of FFTformer (Kong et al., CVPR 2023), with two ranges.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = int(channels * EXPANSION)
-        self.spectrum = nn.Parameter(torch.ones(2 * hidden, BLOCK, HALF))
-        self.register_state_dict_post_hook(_with_published_shape)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_with_own_shape)  # type: ignore[no-untyped-call]
-        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
-        self.mix = _depthwise(2 * hidden)
-        self.near, self.far = _depthwise(hidden), _depthwise(hidden, 5)
-        self.project = nn.Conv2d(hidden, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the network."""
-        a, b = self.mix(block_filter(self.expand(x), self.spectrum)).chunk(2, dim=1)
-        out: Tensor = self.project(F.gelu(F.relu(self.near(a))) * F.relu(self.far(b)))
-        return out
-
-
-class FrequencyTransformer(nn.Module):
-    """Attention and feed-forward network, each on a normalised map and residual; `(B, c, H, W) -> (B, c, H, W)`."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.attention = nn.Sequential(ChannelNorm(channels), FrequencyAttention(channels))
-        self.feed = nn.Sequential(ChannelNorm(channels), FrequencyFeedForward(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        x = x + self.attention(x)
-        out: Tensor = x + self.feed(x)
-        return out
 
 
 class ChannelFusion(nn.Module):

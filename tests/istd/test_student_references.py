@@ -64,7 +64,7 @@ STAGES: dict[str, dict[str, str | int]] = {
     },
     "mlcl": {"stage.resnet1_3": 0, "stage.resnet2_3": 1, "stage.resnet3_3": 2, "mlcl3": "contrast.0"},
     "msda": {
-        "stage.layer1": "encoder.0.enter.stem",
+        "stage.layer1": "encoder.0.enter.0",
         "stage.resnet1_2": "encoder.0.blocks.0",
         "stage.resnet2_3": 1,
         "stage.resnet5_3": "encoder.4.blocks.1",
