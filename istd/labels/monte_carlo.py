@@ -9,7 +9,7 @@ from skimage.segmentation import slic
 
 from istd.data.points import Points
 from istd.labels.crf import DenseCRF
-from istd.labels.initial import INITIAL_MASKS, Image, InitialMask, window_around
+from istd.labels.initial import INITIAL_MASKS, Image, InitialMask, Mask, window_around
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class MonteCarloClustering:
 
     In a window around the point, taken as a colour image, `repeats` times: set a share `noise` of the values of each
     channel to 1 (so that 1 - (1 - noise)^3 of the pixels change), cut the window into `segments` superpixels (SLIC),
-    and count the one that holds the point. With h the counts, the mask is {h > max(h) / 2}. The release refines
+    and count the one that holds the point. With h how often a pixel was counted, for whichever point of the image, the
+    mask is {h > max(h) / 2}, max over the window; where windows overlap, the later point decides. The release refines
     h / max(h) by a dense conditional random field (`crf`) and takes the window's size from the true mask's area
     (`AreaPrior`); here neither is done unless asked: the window has the size of the largest small target and a margin.
 
@@ -46,23 +47,25 @@ class MonteCarloClustering:
 
     def __call__(self, image: Image, points: Points) -> InitialMask:
         """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
-        mask = np.zeros(image.shape, dtype=bool)
-        for row, col in points.tolist():
-            rows, cols, r, c = window_around(image.shape, row, col, self.half)
-            window = image[rows, cols]
-            counts = self._counts(window, r, c, np.random.default_rng((self.seed, row, col)))
-            likely = 2 * counts > counts.max() if self.crf is None else self.crf(counts / counts.max(), window)
-            mask[rows, cols] |= likely
+        mask, hit = np.zeros(image.shape, dtype=bool), np.zeros((self.repeats, *image.shape), dtype=bool)
+        windows = [(window_around(image.shape, row, col, self.half), (row, col)) for row, col in points.tolist()]
+        for (rows, cols, r, c), place in windows:
+            hit[:, rows, cols] |= self._parts(image[rows, cols], r, c, np.random.default_rng((self.seed, *place)))
+        counts = hit.sum(axis=0)
+        for (rows, cols, _, _), _ in windows:
+            window, h = image[rows, cols], counts[rows, cols]
+            mask[rows, cols] = 2 * h > h.max() if self.crf is None else self.crf(h / h.max(), window)
         return InitialMask(mask, np.ones(len(points), dtype=bool))
 
-    def _counts(self, window: Image, row: int, col: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        counts = np.zeros(window.shape, dtype=np.int64)
+    def _parts(self, window: Image, row: int, col: int, rng: np.random.Generator) -> Mask:
+        """`(repeats, h, w)`: which pixels share the superpixel of a place, copy by copy."""
+        found = []
         for _ in range(self.repeats):
             # As a colour image: SLIC then measures lightness from 0 to 100, to which the published compactness belongs.
             noisy = self.salted(window, rng)
             parts = slic(noisy, n_segments=self.segments, compactness=self.compactness)
-            counts += parts == parts[row, col]
-        return counts
+            found.append(parts == parts[row, col])
+        return np.stack(found)
 
     def salted(self, window: Image, rng: np.random.Generator) -> NDArray[np.float64]:
         """`(h, w)` -> `(h, w, 3)` with salt noise, drawn for each channel alone."""

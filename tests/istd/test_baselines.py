@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from skimage.segmentation import slic
+from skimage.util import random_noise
 
 from istd.config import PRESETS, configure
 from istd.data.scenes import SceneConfig, synthetic_dataset
@@ -121,6 +123,51 @@ def test_salt_hits_each_channel_alone():
     assert set(np.unique(salted)) == {0.5, 1.0}
     assert (salted == 1).mean() == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 360_000))
     assert (salted == 1).any(axis=2).mean() == pytest.approx(1 - 0.95**3, abs=0.004)
+
+
+def test_salt_is_that_of_the_library_the_release_calls():
+    """Its first draws are the same; later ones are not, since it draws as many again to choose salt or pepper."""
+    window = np.random.default_rng(1).random((17, 15)).astype(np.float32)
+    ours = MonteCarloClustering().salted(window, np.random.default_rng(2))
+    colour = np.repeat(window[..., None].astype(np.float64), 3, axis=2)
+    assert np.array_equal(ours, random_noise(colour, mode="salt", amount=0.05, rng=np.random.default_rng(2)))
+
+
+def published_mclc(image, points, rule):
+    """Read off the release: per copy one map of 255 where a target's superpixel lies, the sum of the copies divided by
+    its maximum in each window, the likelier class there, windows written one after another (without its CRF)."""
+    draws = [np.random.default_rng((rule.seed, row, col)) for row, col in points.tolist()]
+    boxes = [
+        [slice(max(x - rule.half, 0), min(x + rule.half + 1, n)) for x, n in zip(point, image.shape, strict=True)]
+        for point in points.tolist()
+    ]
+    total = np.zeros(image.shape, dtype=np.float32)
+    for _ in range(rule.repeats):
+        copy = np.zeros(image.shape, dtype=np.float32)
+        for (row, col), (rows, cols), rng in zip(points.tolist(), boxes, draws, strict=True):
+            parts = slic(rule.salted(image[rows, cols], rng), n_segments=9, compactness=20)
+            for y, x in np.argwhere(parts == parts[row - rows.start, col - cols.start]):
+                copy[rows.start + y, cols.start + x] = 255
+        total += copy
+    result = np.zeros(image.shape, dtype=bool)
+    for rows, cols in boxes:
+        target = total[rows, cols] / total[rows, cols].max()
+        result[rows, cols] = np.argmax(np.stack([1 - target, target]), axis=0)
+    return result
+
+
+def test_monte_carlo_is_the_published_rule_for_one_target_for_two_that_overlap_and_at_the_border():
+    rng = np.random.default_rng(3)
+    image = (0.3 + 0.05 * rng.standard_normal((40, 48))).clip(0, 1).astype(np.float32)
+    for row, col in ((12, 14), (18, 22), (1, 46)):
+        image[max(row - 1, 0) : row + 2, max(col - 2, 0) : col + 3] = 0.9
+    rule = MonteCarloClustering(repeats=8)
+    alone = rule(image, np.array([[18, 22]])).mask
+    for points in ([[18, 22]], [[12, 14], [18, 22]], [[18, 22], [12, 14]], [[1, 46], [39, 0]]):
+        assert np.array_equal(rule(image, np.array(points)).mask, published_mclc(image, np.array(points), rule)), points
+    assert alone[17:20, 20:25].all()
+    assert alone.sum() < 40
+    assert not rule(image, np.zeros((0, 2), dtype=np.int64)).mask.any()
 
 
 def test_only_rules_whose_source_has_a_crf_take_one():
