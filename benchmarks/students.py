@@ -1,9 +1,11 @@
 """Step time and memory of every student, beside those of the released modules.
 
     python benchmarks/students.py --out benchmarks/results/students.md
+    python benchmarks/students.py --formats --out benchmarks/results/memory-formats.md
 
-One thread, float32, on a CPU: inference on 1 x C x 256 x 256 (`inference_form`, channels-last, as `istd detect` runs
-it), and a training step on 4 x C x 128 x 128 (forward with all supervised maps, cross-entropy, backward). Times are in
+One thread, float32, on a CPU: inference on 1 x C x 256 x 256 (`inference_form`, as `istd detect` runs it), and a
+training step on 4 x C x 128 x 128 (forward with all supervised maps, cross-entropy, backward), each in the memory
+format that `istd.students.in_fast_format` chooses; `--formats` measures its two candidates turn by turn. Times are in
 units of a yardstick, eight 3x3 convolutions of 16 channels with ReLUs on the same input, timed in the same round, and
 are medians over rounds. Memory is the most that is allocated during a step, beyond what was before it.
 
@@ -26,10 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from istd.students import STUDENTS, create_student, inference_form
+from istd.students import STUDENTS, create_student, inference_form, memory_format
 
 RELEASED = Path(__file__).parent / "results" / "students-released.json"
 MODES = {"eval": (1, 256), "train": (4, 128)}
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+WHAT = """one thread; times in units of a chain of eight 3x3 convolutions timed in the same rounds; memory allocated at
+the most during a step; "beside" is the ratio of times when both networks were timed turn by turn in one process, which
+`students-released.json` holds with the released modules' times and memory"""
 Step = Callable[[], object]
 Figures = dict[str, dict[str, float]]
 
@@ -58,12 +64,15 @@ def yardstick(mode: str) -> Step:
     return step(network, lambda x: [network(x)], torch.randn(batch, 16, side, side), mode)
 
 
-def student_step(name: str, mode: str) -> Step:
-    """A step of a student, as the pipeline runs it."""
-    batch, side = MODES[mode]
-    student: Any = create_student(name)
-    network = (inference_form(student) if mode == "eval" else student).to(memory_format=torch.channels_last)
-    x = torch.randn(batch, student.in_channels, side, side).to(memory_format=torch.channels_last)
+def student_step(
+    name: str, mode: str, layout: torch.memory_format | None = None, width: float = 1.0, batch: int | None = None
+) -> Step:
+    """A step of a student, as the pipeline runs it, or in another memory format."""
+    images, side = MODES[mode]
+    student: Any = create_student(name, width)
+    layout = memory_format(student, training=mode == "train") if layout is None else layout
+    network = (inference_form(student) if mode == "eval" else student).to(memory_format=layout)
+    x = torch.randn(batch or images, student.in_channels, side, side).to(memory_format=layout)
     return step(network, lambda x: student.decode_all(student.encode(x)), x, mode)
 
 
@@ -94,15 +103,36 @@ def peak_memory(call: Step) -> float:
 
 def report(names: Sequence[str], rounds: int, released: dict[str, dict[str, dict[str, float]]]) -> str:
     """A table: of each student and mode time and memory, and their ratios to the released module's."""
-    lines = ["| student | mode | time | of released | MiB | of released |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| student | mode | time | of released | beside | MiB | of released |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in names:
         for mode in MODES:
             torch.manual_seed(0)
             ours = measured({name: student_step(name, mode)}, mode, rounds)[name]
             theirs = released.get(name, {}).get(mode)
-            shares = ["", ""] if theirs is None else [f"{ours[k] / theirs[k]:.2f}" for k in ("time", "memory")]
-            cells = [name, mode, f"{ours['time']:.2f}", shares[0], f"{ours['memory']:.0f}", shares[1]]
+            shares, beside = ["", ""], ""
+            if theirs is not None:
+                shares, beside = [f"{ours[k] / theirs[k]:.2f}" for k in ("time", "memory")], f"{theirs['beside']:.2f}"
+            cells = [name, mode, f"{ours['time']:.2f}", shares[0], beside, f"{ours['memory']:.0f}", shares[1]]
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def formats(names: Sequence[str], rounds: int) -> str:
+    """A table: of each student and mode the time in channels-last order as a share of that in contiguous order."""
+    cases = [(name, 1.0, mode, None) for name in names for mode in MODES]
+    cases += [(name, 0.5, "train", 8) for name in names if name in ("alcl", "mlcl")]
+    lines = ["| student | width | mode | images | channels-last / contiguous | chosen |", "|---|---|---|---|---|---|"]
+    for name, width, mode, batch in cases:
+        torch.manual_seed(0)
+        steps = {key: student_step(name, mode, layout, width, batch) for key, layout in FORMATS.items()}
+        times = measured(steps, mode, rounds)
+        share = times["channels-last"]["time"] / times["contiguous"]["time"]
+        chosen = memory_format(create_student(name, 0.25), training=mode == "train")
+        label = next(key for key, layout in FORMATS.items() if layout == chosen)
+        lines.append(f"| {name} | {width:g} | {mode} | {batch or MODES[mode][0]} | {share:.2f} | {label} |")
     return "\n".join(lines) + "\n"
 
 
@@ -111,20 +141,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--formats", action="store_true", help="compare the memory formats instead")
     parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=list(STUDENTS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    released = json.loads(RELEASED.read_text()) if RELEASED.is_file() else {"networks": {}}
-    text = report(args.students, args.rounds, released["networks"])
+    if args.formats:
+        text, title = formats(args.students, args.rounds), "Memory formats of students"
+        what = (
+            "one thread, float32, steps of both formats turn by turn, medians; images of 128 x 128 pixels in training"
+        )
+    else:
+        released = json.loads(RELEASED.read_text()) if RELEASED.is_file() else {"networks": {}}
+        text, title = report(args.students, args.rounds, released["networks"]), "Students beside the released modules"
+        what = WHAT
     print(text)
     if args.out:
-        note = (
-            f"`python benchmarks/students.py --rounds {args.rounds} --students {' '.join(args.students)} --out "
-            f"{args.out}`: one thread; times in units of a "
-            "chain of eight 3x3 convolutions timed in the same rounds; memory allocated at the most during a step. "
-            "Released modules: `students-released.json`."
-        )
-        write_page(args.out, "Students beside the released modules", note, text)
+        command = ["--formats"] * args.formats + ["--rounds", str(args.rounds)]
+        if args.students != list(STUDENTS):
+            command += ["--students", *args.students]
+        note = f"`python benchmarks/students.py {' '.join(command)} --out {args.out}`: {what}."
+        write_page(args.out, title, note, text)
     return 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from istd.data.crops import Normalisation
 from istd.data.sensor import SENSOR, SensorRange
 from istd.padding import pad_to_multiple, stride_of
-from istd.students import inference_form, repeat_channels
+from istd.students import in_fast_format, inference_form, repeat_channels
 
 TOLERANCE = 1e-3  # rounding of resampled images
 
@@ -61,7 +61,7 @@ class StudentPredictor:
         device: torch.device | str = "cpu",
         sensor: SensorRange = SENSOR,
     ) -> None:
-        self.student: Any = inference_form(student).to(device)
+        self.student: Any = in_fast_format(inference_form(student).to(device), training=False)
         self.normalisation, self.device, self.sensor = normalisation, device, sensor
         self.stride = stride_of(student)
 

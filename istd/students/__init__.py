@@ -2,8 +2,10 @@
 
 from istd.students import acm, agpc, alcl, alcnet, dna, ggl, gsfa, isnet, mlcl, msda, msh, repisd, sctrans, sfdt, uiu
 from istd.students.base import Output, Stage, Student, repeat_channels
+from istd.students.inference import inference_form
+from istd.students.memory import in_fast_format, memory_format
 from istd.students.published import load_published
-from istd.students.registry import STUDENTS, StudentInfo, create_student, inference_form, stages_of
+from istd.students.registry import STUDENTS, StudentInfo, create_student, stages_of
 
 __all__ = [
     "STUDENTS",
@@ -19,9 +21,11 @@ __all__ = [
     "dna",
     "ggl",
     "gsfa",
+    "in_fast_format",
     "inference_form",
     "isnet",
     "load_published",
+    "memory_format",
     "mlcl",
     "msda",
     "msh",

@@ -72,12 +72,15 @@ class ACMNet(Student):
         return F.interpolate(self.head(x), scale_factor=4, mode="bilinear", align_corners=False)
 
 
-STUDENTS.register("acm", StudentInfo(ACMNet, "ACM (Dai et al., 2021; form of PAL)", published_parameters=397_971))
+STUDENTS.register(
+    "acm", StudentInfo(ACMNet, "ACM (Dai et al., 2021; form of PAL)", published_parameters=397_971, gflops=0.69)
+)
 STUDENTS.register(
     "acm-lesps",
     StudentInfo(
         partial(ACMNet, in_channels=1, norm="batch"),
         "ACM (Dai et al., 2021; form of LESPS)",
         published_parameters=397_823,
+        gflops=0.69,
     ),
 )

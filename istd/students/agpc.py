@@ -144,6 +144,8 @@ class AsymmetricFusion(nn.Module):
     Source: Zhang et al. (2023), asymmetric fusion module.
     """
 
+    folds = (("reduce", "norm.0"),)
+
     def __init__(self, high: int, low: int) -> None:
         super().__init__()
         self.pixels = modulation_gate(low, pool=False)
@@ -168,6 +170,8 @@ class AGPCNet(Student):
         width: factor on the channels; 1 is the published network.
         in_channels: channels of the input image.
     """
+
+    contiguous_training = True
 
     def __init__(self, width: float = 1.0, in_channels: int = 3) -> None:
         super().__init__()
@@ -197,4 +201,6 @@ class AGPCNet(Student):
         return F.interpolate(self.head(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
-STUDENTS.register("agpc", StudentInfo(AGPCNet, "AGPC-Net (Zhang et al., 2023)", published_parameters=12_360_461))
+STUDENTS.register(
+    "agpc", StudentInfo(AGPCNet, "AGPC-Net (Zhang et al., 2023)", published_parameters=12_360_461, gflops=84.36)
+)

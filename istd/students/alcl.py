@@ -23,6 +23,8 @@ class BilinearAttention(nn.Module):
     convolution sees a quarter of the pixels; the normalisation does not commute in training, and stays where it is.
     """
 
+    folds = (("project", "activate.0"),)
+
     def __init__(self, high: int, low: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(high, low, 1)
@@ -68,4 +70,6 @@ class ALCLNet(Student):
         return out
 
 
-STUDENTS.register("alcl", StudentInfo(ALCLNet, "ALCL-Net (Yu et al., 2022)", published_parameters=5_668_145))
+STUDENTS.register(
+    "alcl", StudentInfo(ALCLNet, "ALCL-Net (Yu et al., 2022)", published_parameters=5_668_145, gflops=13.14)
+)

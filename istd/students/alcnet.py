@@ -57,7 +57,9 @@ UNUSED = ("uplayer2", "uplayer1")
 
 STUDENTS.register(
     "alcnet",
-    StudentInfo(ALCNet, "ALCNet (Dai et al., 2021; form of PAL)", published_parameters=520_037, left_out=UNUSED),
+    StudentInfo(
+        ALCNet, "ALCNet (Dai et al., 2021; form of PAL)", published_parameters=520_037, gflops=0.59, left_out=UNUSED
+    ),
 )
 STUDENTS.register(
     "alcnet-lesps",
@@ -65,6 +67,7 @@ STUDENTS.register(
         partial(ALCNet, in_channels=1, norm="batch"),
         "ALCNet (Dai et al., 2021; form of LESPS)",
         published_parameters=519_889,
+        gflops=0.59,
         left_out=UNUSED,
     ),
 )

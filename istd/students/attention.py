@@ -114,7 +114,7 @@ class AttentionBlock(nn.Module):
         y = self.body(x)
         y = y * self.channels(y)
         y = y * self.pixels(y)
-        return torch.relu(y + self.shortcut(x))
+        return torch.relu_(y + self.shortcut(x))
 
 
 def attention_blocks(cin: int, cout: int, count: int) -> nn.Sequential:

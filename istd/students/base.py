@@ -36,11 +36,14 @@ class Student(nn.Module, ABC):
         stages: what `encode` returns, in order.
         in_channels: channels of the input image. Images of this field have one; where it is 3, they are repeated.
         outputs: the maps that training supervises; the first is the one used at test.
+        contiguous_training: whether it trains faster in contiguous order than in channels-last, in float32 on a CPU
+            (`istd.students.memory`).
     """
 
     stages: tuple[Stage, ...]
     in_channels: int = 3
     outputs: tuple[Output, ...] = (Output("mask"),)
+    contiguous_training: bool = False
 
     @abstractmethod
     def encode(self, x: Tensor) -> list[Tensor]:

@@ -98,6 +98,8 @@ class BasicBlock(nn.Module):
         momentum: what a new batch counts in the statistics of the shortcut's normalisation.
     """
 
+    folds = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, cin: int, cout: int, stride: int = 1, momentum: float = 0.1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)

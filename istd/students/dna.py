@@ -31,6 +31,7 @@ class DNANet(Student):
         in_channels: channels of the input image.
     """
 
+    contiguous_training = True
     outputs = tuple(Output(name, 1 / 4) for name in ("fused", "node 0,1", "node 0,2", "node 0,3"))
 
     def __init__(self, width: float = 1.0, in_channels: int = 3) -> None:
@@ -82,4 +83,4 @@ class DNANet(Student):
         return (self._fused(rows), *sides)
 
 
-STUDENTS.register("dna", StudentInfo(DNANet, "DNA-Net (Li et al., 2023)", published_parameters=4_696_888))
+STUDENTS.register("dna", StudentInfo(DNANet, "DNA-Net (Li et al., 2023)", published_parameters=4_696_888, gflops=27.85))

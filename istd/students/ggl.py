@@ -90,6 +90,8 @@ class TwoWayGuidance(nn.Module):
     Published as the convolution of the upsampled map; the two commute (see `istd.students.alcl`).
     """
 
+    folds = (("project", "activate.0"),)
+
     def __init__(self, high: int, low: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(high, low, 1)
@@ -146,4 +148,6 @@ class GGLNet(Student):
         return out
 
 
-STUDENTS.register("ggl", StudentInfo(GGLNet, "GGL-Net (Zhao et al., 2023)", published_parameters=8_988_093))
+STUDENTS.register(
+    "ggl", StudentInfo(GGLNet, "GGL-Net (Zhao et al., 2023)", published_parameters=8_988_093, gflops=19.18)
+)

@@ -98,6 +98,15 @@ def dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
     return joined.view(len(x), -1, *x.shape[2:])
 
 
+def _identity(like: Tensor) -> Tensor:
+    """The 3x3 kernel that changes nothing."""
+    return F.pad(like.new_ones(1, 1), (1, 1, 1, 1))
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
+
+
 class FrequencyFusion(nn.Module):
     """Fusion of a fine map, filtered high-pass, with a coarse one, filtered low-pass, beside their plain union.
 
@@ -123,15 +132,17 @@ class FrequencyFusion(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Fine `(B, low, H, W)` and coarse `(B, high, H/2, W/2)` -> `(B, low, H, W)`."""
-        up = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=True)
-        union = self.union(torch.cat([low, up], dim=1))
         chosen = slice(None) if self.per_image else slice(1)
         smooth = self.smooth(self.before_smooth(low)[chosen])
-        sharp = self.sharp(self.before_sharp(low)[chosen])
-        # A high-pass kernel is the identity without its low-pass: x - k * x, twice per channel.
-        fine = low.repeat_interleave(2, dim=1) - dynamic_conv(low, sharp) + self.residual(low)
-        coarse = dynamic_conv(self.reduce(up), smooth)
-        filtered = self.fine(self.fine_norm(fine)) + self.coarse(self.coarse_norm(coarse))
+        sharp = _identity(low) - self.sharp(self.before_sharp(low)[chosen])  # high-pass: x - k * x, twice per channel
+        fine = dynamic_conv(low, sharp).add_(self.residual(low))
+        filtered = self.fine(self.fine_norm(fine))
+        del fine  # before the next wide map is made
+        # Published after the interpolation, with which a 1x1 convolution commutes; here it has fewer pixels.
+        coarse = dynamic_conv(_resized(self.reduce(high), low), smooth)
+        filtered += self.coarse(self.coarse_norm(coarse))
+        del coarse
+        union = self.union(torch.cat([low, _resized(high, low)], dim=1))
         out: Tensor = self.post(self.sum(filtered) + union)
         return out
 
@@ -145,6 +156,7 @@ class GSFANet(Student):
         per_image: kernels of every image for itself, instead of the first image's for the batch, as published.
     """
 
+    contiguous_training = True
     outputs = (Output("fused", 1 / 4), *(Output(f"stride {2**i}", 1 / 4) for i in range(3)))
 
     def __init__(self, width: float = 1.0, in_channels: int = 3, per_image: bool = False) -> None:
@@ -179,8 +191,7 @@ class GSFANet(Student):
         for fuse, low, head in zip(self.decoder, reversed(fine), reversed(self.heads), strict=True):
             x = fuse(low, x)
             heads.insert(0, head(x))
-        size = features[0].shape[-2:]
-        lifted = [heads[0], *(F.interpolate(z, size=size, mode="bilinear", align_corners=True) for z in heads[1:])]
+        lifted = [heads[0], *(_resized(z, heads[0]) for z in heads[1:])]
         return (self.fuse(torch.cat(lifted, dim=1)), *heads)
 
 
@@ -189,13 +200,14 @@ LEFT_OUT = (
     *(f"decoder_{i}.HPG.identity_kernel" for i in (2, 1, 0)),
 )
 TITLE = "GSFA-Net (Deng et al., 2025)"
-STUDENTS.register("gsfa", StudentInfo(GSFANet, TITLE, published_parameters=2_985_428, left_out=LEFT_OUT))
+STUDENTS.register("gsfa", StudentInfo(GSFANet, TITLE, published_parameters=2_985_428, gflops=10.21, left_out=LEFT_OUT))
 STUDENTS.register(
     "gsfa-per-image",
     StudentInfo(
         partial(GSFANet, per_image=True),
         f"{TITLE}, kernels of every image",
         published_parameters=2_985_428,
+        gflops=10.21,
         left_out=LEFT_OUT,
     ),
 )

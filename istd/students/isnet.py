@@ -70,6 +70,8 @@ class TwoOrientationAttention(nn.Module):
 class _Pair(nn.Module):
     """3x3 convolution, normalisation, ReLU, 3x3 convolution, normalisation."""
 
+    folds = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
@@ -132,6 +134,7 @@ class ISNet(Student):
         in_channels: channels of the input image.
     """
 
+    contiguous_training = True
     outputs = (Output("mask"), Output("edge", target="edge"))
 
     def __init__(self, width: float = 1.0, in_channels: int = 3) -> None:
@@ -194,5 +197,6 @@ LEFT_OUT = (
     *("SA", "SA_att", "head2", "conv2_1", "conv16", "grad_extractor"),
 )
 STUDENTS.register(
-    "isnet", StudentInfo(ISNet, "ISNet (Zhang et al., 2022)", published_parameters=1_090_671, left_out=LEFT_OUT)
+    "isnet",
+    StudentInfo(ISNet, "ISNet (Zhang et al., 2022)", published_parameters=1_090_671, gflops=62.27, left_out=LEFT_OUT),
 )

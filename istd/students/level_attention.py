@@ -115,6 +115,8 @@ class LevelBlock(nn.Module):
 class Rebuild(nn.Module):
     """From tokens to a map: 1x1 convolution, interpolation, normalisation, ReLU."""
 
+    folds = (("conv", "norm.0"),)
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 1)

@@ -80,4 +80,6 @@ class MLCLNet(Student):
         return out
 
 
-STUDENTS.register("mlcl", StudentInfo(MLCLNet, "MLCL-Net (Yu et al., 2022)", published_parameters=657_249))
+STUDENTS.register(
+    "mlcl", StudentInfo(MLCLNet, "MLCL-Net (Yu et al., 2022)", published_parameters=657_249, gflops=14.02)
+)

@@ -134,5 +134,8 @@ _FILTERS = tuple(
 )
 LEFT_OUT = (*(f"mlcl{i}.conv_res" for i in range(1, 6)), *_FILTERS, "stage.hfrequency")
 STUDENTS.register(
-    "msda", StudentInfo(MSDANet, "MSDA-Net (Zhao et al., 2025)", published_parameters=4_805_089, left_out=LEFT_OUT)
+    "msda",
+    StudentInfo(
+        MSDANet, "MSDA-Net (Zhao et al., 2025)", published_parameters=4_805_089, gflops=41.83, left_out=LEFT_OUT
+    ),
 )

@@ -63,4 +63,4 @@ class MSHNet(Student):
         return (self.fuse(torch.cat(lifted, dim=1)), *heads)
 
 
-STUDENTS.register("msh", StudentInfo(MSHNet, "MSHNet (Liu et al., 2024)", published_parameters=4_065_513))
+STUDENTS.register("msh", StudentInfo(MSHNet, "MSHNet (Liu et al., 2024)", published_parameters=4_065_513, gflops=12.00))

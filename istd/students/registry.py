@@ -1,6 +1,5 @@
 """Registry of students: a network is a name, a factory and its published size."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,8 @@ class StudentInfo:
         factory: (width, in_channels=...) -> network.
         title: name, authors and year.
         published_parameters: number of parameters of the published network.
+        gflops: 1e9 operations, two per multiply-add of convolutions and matrix products, of inference on one image of
+            256 x 256 pixels.
         left_out: names, or prefixes up to a dot, of published tensors that our form lacks: those that influence no
             output in either mode, and fixed filters. A published checkpoint is read without them.
     """
@@ -25,23 +26,11 @@ class StudentInfo:
     factory: Callable[..., Student]
     title: str
     published_parameters: int
+    gflops: float
     left_out: tuple[str, ...] = ()
 
 
 STUDENTS: Registry[StudentInfo] = Registry("student")
-
-
-def inference_form(student: nn.Module) -> nn.Module:
-    """A copy in eval mode with its re-parameterisable parts merged: the same outputs, fewer operations.
-
-    A part is re-parameterisable if it has a method `merge` (`istd.students.repisd.RepConv`, say).
-    """
-    out = copy.deepcopy(student).eval()
-    for module in list(out.modules()):
-        merge = getattr(module, "merge", None)
-        if callable(merge):
-            merge()
-    return out
 
 
 def stages_of(student: nn.Module) -> tuple[Stage, ...]:

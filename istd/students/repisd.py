@@ -149,4 +149,6 @@ class RepISDNet(Student):
         return self.class_logits(features)[:, 1:]
 
 
-STUDENTS.register("repisd", StudentInfo(RepISDNet, "RepISD-Net (Wu et al., 2023)", published_parameters=558_530))
+STUDENTS.register(
+    "repisd", StudentInfo(RepISDNet, "RepISD-Net (Wu et al., 2023)", published_parameters=558_530, gflops=12.81)
+)

@@ -26,6 +26,8 @@ DEPTH = 4
 class LeakyBlock(nn.Module):
     """Residual block of two 3x3 convolutions with leaky ReLUs (slope 0.01), `(B, cin, H, W) -> (B, cout, H, W)`."""
 
+    folds = (("conv1", "norm1"), ("conv2", "norm2"))
+
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(cin, cout, 3, padding=1), nn.BatchNorm2d(cout)
@@ -42,6 +44,8 @@ class LeakyBlock(nn.Module):
 
 class Restore(nn.Module):
     """`relu(bn(conv1x1(up(x))))`, from tokens to the map's resolution, `(B, c, h, w) -> (B, c, factor h, factor w)`."""
+
+    folds = (("conv", "norm"),)
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
@@ -80,6 +84,7 @@ class SCTransNet(Student):
         in_channels: channels of the input image.
     """
 
+    contiguous_training = True
     outputs = (Output("finest"), *(Output(f"stride {s}") for s in (16, 8, 4, 2)), Output("mixture"))
 
     def __init__(self, width: float = 1.0, in_channels: int = 3) -> None:
@@ -142,5 +147,7 @@ _SILENT = (
 )
 STUDENTS.register(
     "sctrans",
-    StudentInfo(SCTransNet, "SCTransNet (Yuan et al., 2024)", published_parameters=11_326_579, left_out=_SILENT),
+    StudentInfo(
+        SCTransNet, "SCTransNet (Yuan et al., 2024)", published_parameters=11_326_579, gflops=20.58, left_out=_SILENT
+    ),
 )

@@ -57,7 +57,7 @@ class ResidualAttention(nn.Module):
         y = self.body(x)
         y = y * self.channels(y)
         y = y * self.pixels(y)
-        return torch.relu(y + self.shortcut(x))
+        return torch.relu_(y + self.shortcut(x))
 
 
 class DilatedBlock(nn.Module):
@@ -108,6 +108,8 @@ class SFDTNet(Student):
         in_channels: channels of the input image.
     """
 
+    contiguous_training = True
+    folds = (("stem", "norm"),)
     outputs = tuple(
         Output(name, 1 / 6) for name in ("fused", "stride 8", "stride 4", "stride 2", "stride 1", "second head")
     )
@@ -158,4 +160,4 @@ class SFDTNet(Student):
         return self.mean(torch.cat(levels, dim=1)), *levels, self.second(decoded[-1])
 
 
-STUDENTS.register("sfdt", StudentInfo(SFDTNet, "SFDT-Net (2025)", published_parameters=9_637_606))
+STUDENTS.register("sfdt", StudentInfo(SFDTNet, "SFDT-Net (2025)", published_parameters=9_637_606, gflops=21.75))

@@ -80,6 +80,8 @@ class CrossAttention(nn.Module):
     Source: Wu et al. (2023), section III.C.
     """
 
+    folds = (("project", "project_norm"),)
+
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
         hidden = channels // 4
@@ -117,6 +119,7 @@ class UIUNet(Student):
         norm: channels -> normalisation inside the cross attention.
     """
 
+    contiguous_training = True
     outputs = (Output("fused"), *(Output(f"level {i + 1}") for i in range(LEVELS)))
 
     def __init__(self, width: float = 1.0, in_channels: int = 3, norm: Norm = image_norm) -> None:
@@ -158,7 +161,10 @@ class UIUNet(Student):
 
 
 _TITLE, _SIZE = "UIU-Net (Wu et al., 2023)", 50_541_461
-STUDENTS.register("uiu", StudentInfo(UIUNet, f"{_TITLE}, PAL's form", published_parameters=_SIZE))
+STUDENTS.register("uiu", StudentInfo(UIUNet, f"{_TITLE}, PAL's form", published_parameters=_SIZE, gflops=107.29))
 STUDENTS.register(
-    "uiu-bn", StudentInfo(partial(UIUNet, norm=nn.BatchNorm2d), f"{_TITLE}, authors' form", published_parameters=_SIZE)
+    "uiu-bn",
+    StudentInfo(
+        partial(UIUNet, norm=nn.BatchNorm2d), f"{_TITLE}, authors' form", published_parameters=_SIZE, gflops=107.29
+    ),
 )

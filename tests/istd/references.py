@@ -13,10 +13,12 @@ of all published tensors) is larger and lies beside the checkout, in `../shared/
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +28,19 @@ FULL = Path(__file__).resolve().parents[3] / "shared" / "facts" / "students"
 COMMITTED = Path(__file__).resolve().parent / "students"
 KINDS = {"w": "w", "scale": "g", "shift": "b", "mean": "m", "var": "v", "const": "c"}
 LEFT_OUT = "-"
+LIGHT = ("acm", "acm-lesps", "alcnet", "alcnet-lesps", "mlcl", "msh", "repisd")
+"""Networks whose step at width 1 takes a fraction of a second."""
 
 
 def numbers(i: int, n: int) -> np.ndarray:
     """The first n members of sequence i, in [-1, 1)."""
     t = (np.arange(n, dtype=np.int64) + 7919 * i) % 1000003
     return 2 * ((271829 * t * t + 17 * t) % 1000003) / 1000003 - 1
+
+
+def by_cost(names: Iterable[str]) -> list[Any]:
+    """Names as parameters of a test at width 1: slow ones but for the light networks."""
+    return [name if name in LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def value(kind: str, i: int, shape: tuple[int, ...], gain: float) -> Tensor:

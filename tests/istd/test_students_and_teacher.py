@@ -8,24 +8,27 @@ from safetensors.torch import save_file
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from istd.data.crops import Batch
 from istd.losses import bce_and_soft_iou, binary_cross_entropy, distillation, soft_iou
 from istd.objectives import Segmentation, StudentOuter, TeacherInner
-from istd.students import STUDENTS, create_student, inference_form, stages_of
+from istd.students import STUDENTS, create_student, in_fast_format, inference_form, memory_format, stages_of
 from istd.students.ggl import gradient_magnitude
+from istd.students.published import create_on_meta
 from istd.students.repisd import RepConv
 from istd.teacher import SCAM, Teacher, VFMWeightsError, cached_tokens, crop_tokens, image_tokens, load_vfm
 from istd.teacher.vfm import FrozenVFM
+from tests.istd.references import by_cost
 
 TINY = "vit_tiny_patch16_224"
 
 
 @pytest.mark.parametrize("name", list(STUDENTS))
-@pytest.mark.parametrize("width", [0.25, 1.0])
-def test_a_student_declares_its_stages_and_decodes_what_it_encodes(name, width):
+def test_a_student_declares_its_stages_and_decodes_what_it_encodes(name):
+    """At a quarter of the width; at width 1 beside the reference values."""
     torch.manual_seed(0)
-    student = create_student(name, width).eval()
+    student = create_student(name, 0.25).eval()
     x = torch.randn(2, student.in_channels, 64, 96)
     features = student.encode(x)
     assert [(f.shape[1], 64 // f.shape[2]) for f in features] == [tuple(s) for s in stages_of(student)]
@@ -34,11 +37,31 @@ def test_a_student_declares_its_stages_and_decodes_what_it_encodes(name, width):
     assert torch.allclose(student.decode(features), out)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(STUDENTS))
+def test_the_registered_operations_are_those_of_a_counter(name):
+    """Convolutions and matrix products of inference on the meta device, where nothing is computed."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network = create_on_meta(name).eval()
+        network(torch.zeros(1, network.in_channels, 256, 256, device="meta"))
+    assert STUDENTS[name].gflops == round(counter.get_total_flops() / 1e9, 2)
+
+
 @pytest.mark.parametrize("name", list(STUDENTS))
 def test_sizes_are_near_the_published_ones(name):
     """The exact counts are checked beside the reference values; this holds for networks without a reference, too."""
-    count = sum(p.numel() for p in create_student(name).parameters())
+    count = sum(p.numel() for p in create_on_meta(name).parameters())
     assert count == pytest.approx(STUDENTS[name].published_parameters, rel=0.2)
+
+
+# What is normalised before a convolution: images, sums of maps, and maps that are joined with a guide.
+_IMAGE = ["stem.0"]
+_SUMS = [f"decoder.{i}.{side}_norm" for i in range(3) for side in ("fine", "coarse")]
+LEFT_NORMS = {
+    **{name: _IMAGE for name in ("acm", "acm-lesps", "alcnet", "alcnet-lesps")},
+    **{name: _SUMS for name in ("gsfa", "gsfa-per-image")},
+    "isnet": [*_IMAGE, *(f"edge.{i}.gated.gate.0" for i in range(3))],
+}
 
 
 def with_random_norms(name, width):
@@ -66,6 +89,20 @@ def test_branches_merge_into_one_convolution_with_the_same_output():
     assert len(branched) == 8
     assert not any(isinstance(m, nn.BatchNorm2d) for conv in branched for m in conv.modules())
     assert any(hasattr(m, "full_norm") for m in student.modules())  # the original is untouched
+
+
+@pytest.mark.parametrize("name", by_cost(STUDENTS))
+def test_the_inference_form_has_the_same_output_and_no_normalisation_after_a_convolution(name):
+    """In float64, to rounding. What remains of batch normalisation stands before a convolution."""
+    student = with_random_norms(name, 0.25)
+    x = torch.randn(1, student.in_channels, 64, 64, dtype=torch.float64)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    deployed = inference_form(student)
+    expected = student.eval()(x)
+    assert torch.allclose(deployed(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    left = [k for k, m in deployed.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert left == LEFT_NORMS.get(name, []), name
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())  # the original is untouched
 
 
 @pytest.mark.parametrize("cout", [4, 6])
@@ -115,16 +152,33 @@ def test_channels_last_gives_the_same_gradients():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
 
-    def gradient(dtype, memory_format):
+    def gradient(dtype, layout):
         torch.manual_seed(0)
-        student = create_student("acm", 0.25).to(dtype).to(memory_format=memory_format)
-        student(x.to(dtype).to(memory_format=memory_format)).square().mean().backward()
+        student = create_student("acm", 0.25).to(dtype).to(memory_format=layout)
+        student(x.to(dtype).to(memory_format=layout)).square().mean().backward()
         return torch.cat([p.grad.flatten().double() for p in student.parameters()])
 
     exact = gradient(torch.float64, torch.contiguous_format)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        found = gradient(torch.float32, memory_format)
-        assert float((found - exact).norm() / exact.norm()) < 1e-3, memory_format
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = gradient(torch.float32, layout)
+        assert float((found - exact).norm() / exact.norm()) < 1e-3, layout
+
+
+@pytest.mark.parametrize("name", ["alcl", "dna"])
+def test_the_memory_format_is_chosen_by_network_device_precision_and_use(name):
+    """DNA-Net trains faster in contiguous order, in float32 on a CPU; the meta device stands for any other."""
+    student, wide = create_student(name, 0.25), name == "dna"
+    assert student.contiguous_training == wide
+    plain, last = torch.contiguous_format, torch.channels_last
+    assert memory_format(student, training=True) == (plain if wide else last)
+    assert memory_format(student, training=False) == last
+    assert memory_format(student, training=True, precision=torch.bfloat16) == last
+    assert memory_format(create_on_meta(name, 0.25), training=True) == last
+    for training in (False, True):
+        found = in_fast_format(student, training=training)
+        expected = memory_format(student, training=training)
+        assert found is student
+        assert all(p.is_contiguous(memory_format=expected) for p in student.parameters() if p.ndim == 4)
 
 
 def test_unknown_students_and_widths_are_named():
