@@ -122,6 +122,8 @@ class CropLoader:
         normalisation: applied to every image.
         tokens: `tokens(indices, crops)` gives the frozen features of a batch from sample indices and the unnormalised
             crops `(B, 1, H, W)`, or None without a teacher.
+        aligned_tokens: `aligned_tokens(indices, places)` gives them from sample indices and `(B, 2, 3)` matrices, the
+            `placement` of each crop; for features that are computed once per image and cut out with the crop. Not both.
         seed: seed of all randomness.
         device: where batches are put.
     """
@@ -136,12 +138,16 @@ class CropLoader:
         augmentation: Augmentation,
         normalisation: Normalisation,
         tokens: Callable[[Tensor, Tensor], Tensor] | None = None,
+        aligned_tokens: Callable[[Tensor, Tensor], Tensor] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if tokens is not None and aligned_tokens is not None:
+            raise ValueError("`tokens` and `aligned_tokens` exclude each other; give one.")
         self.samples, self.target, self.pool = samples, target, pool
         self.batch_size, self.augmentation, self.normalisation = batch_size, augmentation, normalisation
-        self.tokens, self.seed, self.device = tokens, seed, torch.device(device)
+        self.tokens, self.aligned_tokens = tokens, aligned_tokens
+        self.seed, self.device = seed, torch.device(device)
         self._constants = [normalisation.constants(s.image) for s in samples]
         self.epoch = 0
 
@@ -165,10 +171,14 @@ class CropLoader:
         normalised = self.normalisation(image, constants).to(self.device)
         target = torch.stack([c[1] for c in crops]).to(self.device)
         index = torch.as_tensor(indices)
-        tokens = None if self.tokens is None else self.tokens(index, image.to(self.device))
+        tokens = None
+        if self.tokens is not None:
+            tokens = self.tokens(index, image.to(self.device))
+        elif self.aligned_tokens is not None:
+            tokens = self.aligned_tokens(index, torch.stack([c[2] for c in crops])).to(self.device)
         return Batch(normalised, target, index.to(self.device), tokens)
 
-    def _crop(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _crop(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         a = self.augmentation
         sample, mask = self.samples[i], self.target(i)
         side = a.crop if a.scale == 1.0 else round(a.crop * a.scale ** rng.uniform(-1, 1))
@@ -195,7 +205,7 @@ class CropLoader:
         if a.noise > 0.0:
             noise = rng.standard_normal(x.shape, dtype=np.float32)
             x = x + torch.from_numpy(noise) * (a.noise * rng.uniform())
-        return x, y
+        return x, y, placement(corner, side, a.crop, turns, flip)
 
     def _focus(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.int64] | None:
         if len(sample.points) == 0 or rng.uniform() >= self.augmentation.on_target:
@@ -231,6 +241,32 @@ class CropPass(Iterator[Batch]):
         """Go on from a state of `state_dict`."""
         self._order, self._next = state["order"].numpy(), int(state["next"])
         self._rng.bit_generator.state = state["rng"]
+
+
+def placement(corner: Sequence[int], side: int, crop: int, turns: int, flip: bool) -> Tensor:
+    """Where the pixels of a crop lie in its image: the affine map `(row, column) -> M[:, :2] (row, column) + M[:, 2]`.
+
+    Pixel centres are whole numbers on both sides, so a zoomed crop has its pixels at broken places of the image.
+
+    Args:
+        corner: first row and column of the window in the image.
+        side: of the window in pixels.
+        crop: side that the window was resized to.
+        turns: quarter turns that followed, as `numpy.rot90` counts them.
+        flip: whether the columns were reversed at last.
+
+    Returns:
+        M, `(2, 3)` float64. A crop of a mirrored image (`_reflect_to`) has places beyond its last row or column.
+    """
+    last = float(crop - 1)
+    whole = np.eye(3)
+    if flip:
+        whole = np.array([[1, 0, 0], [0, -1, last], [0, 0, 1]]) @ whole
+    for _ in range(turns):  # pixel (r, c) of a turned picture was (c, last - r)
+        whole = np.array([[0, 1, 0], [-1, 0, last], [0, 0, 1]]) @ whole
+    zoom = side / crop
+    shift = [start + 0.5 * zoom - 0.5 for start in corner]
+    return torch.from_numpy(np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]]) @ whole)
 
 
 def _place(length: int, side: int, focus: int | None, rng: np.random.Generator) -> int:

@@ -122,7 +122,11 @@ class LiteUNet(Student):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """`(B, in_channels, H, W) -> [(B, 16, H, W), (B, 24, H/2, W/2), (B, 40, H/4, W/4), (B, 112, H/8, W/8)]`."""
-        return run_stages(self.encoder, x, pool=False)
+        if x.device.type != "cpu":
+            return run_stages(self.encoder, x, pool=False)
+        # In bfloat16 (autocast), the CPU's depthwise convolutions take up to a hundred times as long as in float32.
+        with torch.autocast("cpu", enabled=False):
+            return run_stages(self.encoder, x, pool=False)
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """Encoder outputs -> logits `(B, 1, H, W)`."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from istd.teacher.vfm import FrozenVFM
+from istd.teacher.frozen import FrozenVFM
 
 TokenSource = Callable[[Tensor, Tensor], Tensor]
 """`source(indices, crops) -> (B, K, N, D)`: sample indices `(B,)` on the CPU, unnormalised crops `(B, 1, H, W)`."""

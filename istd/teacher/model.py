@@ -13,6 +13,7 @@ from torch.func import functional_call
 from istd.students import repeat_channels
 from istd.teacher.samf import SAMF
 from istd.teacher.scam import SCAM
+from istd.teacher.spatial_scam import SpatialSCAM
 
 
 class Outputs(NamedTuple):
@@ -39,11 +40,11 @@ class Teacher(nn.Module):
 
     Args:
         student: a network of `istd.students`.
-        adapter: what the VFM's tokens do to the student's features: SCAM or SAMF.
+        adapter: what the VFM's tokens do to the student's features: SCAM, SAMF or SpatialSCAM.
         share_batch_norm: let both passes update one set of BatchNorm statistics, as published.
     """
 
-    def __init__(self, student: nn.Module, adapter: SCAM | SAMF, share_batch_norm: bool = False) -> None:
+    def __init__(self, student: nn.Module, adapter: SCAM | SAMF | SpatialSCAM, share_batch_norm: bool = False) -> None:
         super().__init__()
         self.student: Any = student
         self.adapter = adapter
@@ -54,7 +55,7 @@ class Teacher(nn.Module):
                 self.statistics.register_buffer(self._names[name], buffer.clone())
 
     def forward(self, image: Tensor, tokens: Tensor) -> Outputs:
-        """`(B, 1, H, W)` normalised images and `(B, K, N, D)` tokens -> logits of student and teacher."""
+        """`(B, 1, H, W)` normalised images and tokens as the adapter takes them -> logits of student and teacher."""
         features = self.student.encode(repeat_channels(image, self.student))
         return Outputs(self.student.decode(features), self.decode(features, tokens))
 

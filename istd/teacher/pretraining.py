@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from istd.precision import has_bfloat16
-from istd.teacher.vfm import FrozenVFM, load_vfm
+from istd.teacher.vfm import FrozenViT, load_vfm
 
 Image = NDArray[np.float32]
 
@@ -96,6 +96,8 @@ def pretrain(
         raise ValueError(f"`images` must hold at least two to tell apart, got {len(images)}.")
     torch.manual_seed(recipe.seed)
     vfm = load_vfm(name, random=True)
+    if not isinstance(vfm, FrozenViT):
+        raise ValueError(f"`vfm` {name!r} is not a vision transformer; this recipe trains their tokens.")
     if vfm.fixed_size is not None and tuple(vfm.fixed_size) != (recipe.size, recipe.size):
         raise ValueError(
             f"{name!r} takes images of {vfm.fixed_size[0]} px only; set `size` to that, got {recipe.size}."
@@ -140,9 +142,9 @@ class _Embedding(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vfm: FrozenVFM) -> None:
+    def __init__(self, vfm: FrozenViT) -> None:
         super().__init__()
-        self.vit, width = vfm.model.requires_grad_(True), vfm.dim
+        self.vit, width = vfm.model.requires_grad_(True), vfm.widths[-1]
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 64))
         self.register_buffer("mean", vfm.mean)
         self.register_buffer("std", vfm.std)

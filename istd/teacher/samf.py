@@ -1,11 +1,12 @@
 """SAMF: semantic feature maps of a frozen vision foundation model, fused into a CNN's bottleneck pixel by pixel."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from istd.teacher.depths import Depths, as_grid
 
 
 class FusionBlock(nn.Module):
@@ -51,11 +52,12 @@ class SAMF(nn.Module):
     """Four fusions in series at the bottleneck, each with the token map of another depth of the ViT.
 
     The maps are fused in space, so they must cover the same ground as the features: tokens of the very crop that the
-    CNN sees (`crop_tokens`), never those of a whole image beside a crop.
+    CNN sees (`crop_tokens`), or cut out of the image's with the crop (`SpatialFeatures`), never those of a whole image
+    beside a crop.
 
     Args:
         depth: number of token maps K; `blocks` of them, evenly spaced and ending with the last, are used.
-        dim: channels D of a token.
+        dim: channels D of a token, or of every depth's, where they differ: see `Depths`.
         channels: channel count of every encoder stage; the last one is fused.
         blocks: number of fusions in series.
 
@@ -63,29 +65,29 @@ class SAMF(nn.Module):
     not published: they are ours, and so is the start at the identity.
     """
 
-    def __init__(self, depth: int, dim: int, channels: Sequence[int], blocks: int = 4) -> None:
+    def __init__(self, depth: int, dim: int | Sequence[int], channels: Sequence[int], blocks: int = 4) -> None:
         super().__init__()
         self.channels = tuple(channels)
-        self.depths = [round((i + 1) * depth / blocks) - 1 for i in range(blocks)]
+        self.depths = Depths(dim)
+        dim = self.depths.dim
+        self.chosen = [max(round((i + 1) * depth / blocks) - 1, 0) for i in range(blocks)]
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(blocks))
         self.blocks = nn.ModuleList(FusionBlock(self.channels[-1], dim) for _ in range(blocks))
 
     def forward(self, features: Sequence[Tensor], tokens: Tensor) -> list[Tensor]:
-        """Encoder outputs `[(B, C_l, H_l, W_l)]` and tokens `(B, K, N, D)` of a square grid -> fused encoder outputs.
+        """Encoder outputs `[(B, C_l, H_l, W_l)]` and tokens `(B, K, h, w, D)` -> fused encoder outputs.
+
+        Tokens of a square grid may be a sequence, `(B, K, N, D)`.
 
         Raises:
-            ValueError: if the stages' channels differ from those this was built for, or N is no square number.
+            ValueError: if stages or tokens have other channels than this was built for, or N is no square number.
         """
         found = tuple(f.shape[1] for f in features)
         if found != self.channels:
             raise ValueError(f"`features` have {found} channels; this SAMF was built for {self.channels}.")
-        side = math.isqrt(tokens.shape[2])
-        if side * side != tokens.shape[2]:
-            raise ValueError(f"`tokens` hold {tokens.shape[2]} places, which is no square grid; use square crops.")
-        x, tokens = features[-1], tokens.to(next(self.parameters()).dtype)
-        for depth, norm, block in zip(self.depths, self.norms, self.blocks, strict=True):
-            semantic = norm(tokens[:, depth])
-            x = block(x, semantic.transpose(1, 2).unflatten(2, (side, side)))
+        x, grid = features[-1], as_grid(self.depths(tokens.to(next(self.parameters()).dtype)))
+        for depth, norm, block in zip(self.chosen, self.norms, self.blocks, strict=True):
+            x = block(x, norm(grid[:, depth]).permute(0, 3, 1, 2))
         return [*features[:-1], x]
 
     def gate_penalty(self) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from istd.teacher.depths import Depths, as_sequence
+
 
 class SCAM(nn.Module):
     """One affine modulation per encoder stage, computed from the token maps of a ViT.
@@ -21,7 +23,7 @@ class SCAM(nn.Module):
 
     Args:
         depth: K.
-        dim: channels D of a token.
+        dim: channels D of a token, or of every depth's, where they differ: see `Depths`.
         channels: channel count of every encoder stage.
         hidden: width of the MLP.
         strength: s; the release uses 0.12 for ALCL-Net and 0.55 for MLCL-Net.
@@ -43,7 +45,7 @@ class SCAM(nn.Module):
     def __init__(
         self,
         depth: int,
-        dim: int,
+        dim: int | Sequence[int],
         channels: Sequence[int],
         hidden: int = 128,
         strength: float = 0.12,
@@ -67,6 +69,8 @@ class SCAM(nn.Module):
         self.channels, self.strength = tuple(channels), strength
         self.first = len(self.channels) - 1 if stages == "last" else 0
         modulated = self.channels[self.first :]
+        self.depths = Depths(dim)
+        dim = self.depths.dim
         self.depth_logits = nn.Parameter(torch.zeros(depth)) if fusion == "soft" else None
         self.attention = nn.Linear(dim, 1, bias=False) if pooling == "attention" else None
         self.affine = nn.Linear(hidden, 2 * sum(modulated)) if injection == "affine" else None
@@ -84,8 +88,8 @@ class SCAM(nn.Module):
         return next(self.parameters()).dtype
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """`(B, K, N, D) -> (B, D)`: fusion over depths, then pooling over tokens."""
-        tokens = tokens.to(self._dtype)
+        """`(B, K, N, D)` or `(B, K, h, w, D) -> (B, D)`: fusion over depths, then pooling over tokens."""
+        tokens = as_sequence(self.depths(tokens.to(self._dtype)))
         if self.depth_logits is None:
             fused = tokens[:, -1]
         else:
@@ -99,7 +103,7 @@ class SCAM(nn.Module):
         """Modulate the encoder outputs `[(B, C_l, H_l, W_l)]` by tokens `(B, K, N, D)`.
 
         Raises:
-            ValueError: if the stages' channels differ from those SCAM was built for.
+            ValueError: if stages or tokens have other channels than SCAM was built for.
         """
         found = tuple(f.shape[1] for f in features)
         if found != self.channels:

@@ -1,78 +1,59 @@
-"""The frozen vision foundation model: any timm ViT, in eval mode for good, never trained and never saved.
+"""The frozen vision foundation model by name: any timm ViT or pyramid, with weights or random on request.
 
 This is the only module that imports timm, and it does so only where a model is asked for, so that commands without a
-VFM start sooner. Weights come from the hub, from its local cache, or from a file of the user's; without any of them
-loading stops, because a randomly initialised teacher must be asked for by name.
+VFM start sooner. Without weights loading stops, because a randomly initialised teacher must be asked for by name.
 """
 
-import socket
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import huggingface_hub
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-REMEDY = (
-    "Three ways out: (1) pass --vfm-weights FILE with a local .safetensors or .pth (timm or original DINOv3 keys); "
-    "(2) load the model once on a machine with network so that the hub's cache holds it, and copy the cache; "
-    "(3) pass --vfm-random to train with a randomly initialised model, which every table will say."
-)
+from istd.pretrained import PACKAGES, PretrainedWeightsError, matched_in_order
+from istd.teacher.frozen import FrozenVFM
+from istd.teacher.pyramid import FrozenPyramid, Level
+from istd.teacher.weights import REMEDY, FoundWeights, VFMWeightsError, find_weights
 
 
-class VFMWeightsError(RuntimeError):
-    """Pretrained weights were asked for and could not be had; the message names the ways out."""
-
-
-class FrozenVFM(nn.Module):
+class FrozenViT(FrozenVFM):
     """A frozen ViT that turns images into the patch tokens of all its blocks.
 
     Args:
         model: a timm vision transformer.
         name: its timm name.
         pretrained: whether its weights are trained; tables and reports carry this.
+        source: where the weights come from.
         embedding: also return the embedding output in front of the first block, as the release of semantic-priors does.
         norm: which token maps pass the model's final norm: `"all"`, or `"last"`: the last alone, as that release does.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
-        self, model: nn.Module, name: str, pretrained: bool, embedding: bool = False, norm: str = "all"
+        self,
+        model: nn.Module,
+        name: str,
+        pretrained: bool,
+        source: str = "",
+        embedding: bool = False,
+        norm: str = "all",
     ) -> None:
-        import timm
-
-        super().__init__()
         if norm not in ("all", "last"):
             raise ValueError(f"`norm` must be 'all' or 'last', got {norm!r}.")
-        frozen: Any = model.eval().requires_grad_(False)
-        self.model: Any = frozen
-        self.name, self.pretrained, self.embedding, self.norm = name, pretrained, embedding, norm
-        config = timm.data.resolve_model_data_config(model)
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        mean, std, size = _input_of(model)
+        fixed = None if getattr(model, "dynamic_img_size", False) else size
+        super().__init__(model, name, pretrained, source, mean, std, fixed)
+        self.embedding, self.norm = embedding, norm
         self.patch = int(np.ravel(self.model.patch_embed.patch_size)[0])
-        self.fixed_size = None if getattr(self.model, "dynamic_img_size", False) else config["input_size"][-2:]
+        self.widths = (int(self.model.embed_dim),) * (len(self.model.blocks) + int(embedding))
 
-    @property
-    def depth(self) -> int:
-        """Number of token maps K that `tokens` returns."""
-        return len(self.model.blocks) + int(self.embedding)
-
-    @property
-    def dim(self) -> int:
-        """Channels D of a token."""
-        return int(self.model.embed_dim)
-
-    def train(self, mode: bool = True) -> "FrozenVFM":
-        """Stay in eval mode: in train mode DINOv3 rescales its position encoding at random, call by call."""
-        return super().train(False)
+    @torch.no_grad()
+    def maps(self, images: Tensor, enlarge: float = 1.0) -> list[Tensor]:
+        """Patch tokens of all blocks as maps `(B, D, h, w)`; see `FrozenVFM.maps`."""
+        x = self._enlarged(images, enlarge)
+        height, width = (n // self.patch for n in x.shape[-2:])
+        return [m.transpose(1, 2).reshape(len(m), -1, height, width) for m in self._blocks(x)]
 
     @torch.no_grad()
     def tokens(self, images: Tensor, size: int | None = None) -> Tensor:
@@ -85,12 +66,9 @@ class FrozenVFM(nn.Module):
         Returns:
             `(B, K, N, D)`, block by block, prefix tokens removed, normalised by the model's final norm as `norm` says.
         """
-        target = (size, size) if size else tuple(-(-s // self.patch) * self.patch for s in images.shape[-2:])
-        if self.fixed_size is not None:
-            target = tuple(self.fixed_size)
-        if tuple(images.shape[-2:]) != target:
-            images = F.interpolate(images, target, mode="bilinear", align_corners=False, antialias=True)
-        x = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
+        return torch.stack(self._blocks(self.prepared(images, (size, size) if size else None)), dim=1)
+
+    def _blocks(self, x: Tensor) -> list[Tensor]:
         first: list[Tensor] = []
         hook = None
         if self.embedding:
@@ -102,7 +80,7 @@ class FrozenVFM(nn.Module):
             hook.remove()
             prefix = first[0].shape[1] - maps[0].shape[1] if first[0].ndim == 3 else 0
             maps = [first[0].flatten(1, -2)[:, prefix:], *maps]
-        return torch.stack(maps, dim=1)
+        return list(maps)
 
 
 def load_vfm(
@@ -111,15 +89,18 @@ def load_vfm(
     """Build a frozen VFM.
 
     Args:
-        name: any timm ViT name, for example `vit_small_plus_patch16_dinov3.lvd1689m`.
-        weights: local file with its weights, in timm's or the original DINOv3 key format.
+        name: any timm ViT, for example `vit_small_plus_patch16_dinov3.lvd1689m`, or any timm model whose levels are
+            maps, for example `tf_efficientnet_lite2`, whose weights are a package (extra `pretrained`).
+        weights: local file with its weights, in timm's or the original DINOv3 key format; without it, an installed
+            package, the hub's cache and the hub are tried in this order.
         random: use random weights, seeded by torch's generator.
-        embedding: also return the embedding output as a token map.
-        norm: which token maps are normalised, `"all"` or `"last"`.
+        embedding: also return the embedding output of a ViT as a token map.
+        norm: which token maps of a ViT are normalised, `"all"` or `"last"`.
 
     Raises:
-        ValueError: for an unknown name, a model that is no ViT, or both `weights` and `random`.
-        VFMWeightsError: if pretrained weights cannot be had, or the file does not fit the model.
+        ValueError: for an unknown name, a model without spatial features, an option of ViTs for another model, or both
+            `weights` and `random`.
+        VFMWeightsError: if pretrained weights cannot be had, or do not fit the model.
     """
     import timm
 
@@ -128,31 +109,78 @@ def load_vfm(
     if not timm.is_model(name):
         close = ", ".join(timm.list_models("*vit*dinov3*")[:6])
         raise ValueError(f"Unknown `vfm` {name!r}: not a timm model. DINOv3 models are {close}, ...")
-    source = None if random else Path(weights) if weights is not None else _hub_file(name)
-    given = read_weights(source) if source is not None else None
+    found = None if random else find_weights(name, weights, _repository(name))
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
-    except TypeError:  # not every ViT knows dynamic_img_size
+    except TypeError:  # not every model knows dynamic_img_size
         model = timm.create_model(name, pretrained=False, num_classes=0)
-    if not hasattr(model, "forward_intermediates") or not hasattr(model, "blocks"):
-        raise ValueError(f"`vfm` {name!r} is not a vision transformer; SCAM needs the token maps of its blocks.")
-    if given is not None:
-        _load(model, given, name, source)
-    return FrozenVFM(model, name, pretrained=not random, embedding=embedding, norm=norm)
+    levels = _levels_of(model, name)
+    if found is not None:
+        _load(model, found, name)
+    source = "random" if found is None else found.source
+    if levels is None:
+        return FrozenViT(model, name, not random, source, embedding, norm)
+    if embedding or norm != "all":
+        raise ValueError(f"`embedding` and `norm` are options of ViTs, and {name!r} is none; leave them out.")
+    mean, std, size = _input_of(model)
+    fixed = size if model.pretrained_cfg.get("fixed_input_size", False) else None
+    return FrozenPyramid(model, levels, name, not random, source, mean, std, fixed)
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], name: str, source: Path | None) -> None:
-    """Load weights of which every tensor of the model is one; what the file holds beside them (a head, say) stays out.
+def _levels_of(model: Any, name: str) -> list[Level] | None:
+    """The levels of a pyramid, or None for a ViT.
+
+    Raises:
+        ValueError: if the model gives no maps that lie on the image.
+    """
+    info = getattr(model, "feature_info", None) or ()
+    if hasattr(model, "forward_intermediates"):
+        if (
+            hasattr(model, "blocks")
+            and hasattr(model, "patch_embed")
+            and isinstance(getattr(model, "embed_dim", None), int)
+        ):
+            return None
+        levels = [Level(int(i["num_chs"]), int(i["reduction"])) for i in info]
+        if len({level.stride for level in levels}) > 1:
+            return levels
+    raise ValueError(
+        f"`vfm` {name!r} has no spatial features: a teacher needs the token maps of a vision transformer's blocks or "
+        "the levels of a pyramid (timm's `features_only`)."
+    )
+
+
+def _input_of(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int]]:
+    """Mean, standard deviation and size `(H, W)` of the images that a timm model was trained on."""
+    import timm
+
+    config = timm.data.resolve_model_data_config(model)
+    height, width = config["input_size"][-2:]
+    return tuple(config["mean"]), tuple(config["std"]), (height, width)
+
+
+def _load(model: nn.Module, weights: FoundWeights, name: str) -> None:
+    """Load weights of which every tensor of the model is one; what they hold beside them (a head, say) stays out.
 
     Raises:
         VFMWeightsError: if a tensor of the model is missing, has another shape, or is not finite.
     """
+    import timm
+
+    source, given = weights.source, weights.tensors
     # timm's module of a model knows how to read its published files (renamed keys, resized position tables).
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        found = convert(dict(weights), model) if convert is not None else weights
+        if weights.in_order:
+            with torch.device("meta"):
+                whole = timm.create_model(name, pretrained=False).state_dict()
+            found = matched_in_order(given, whole, source)
+        else:
+            found = convert(dict(given), model) if convert is not None else given
         own = model.state_dict()
         fitting = {k for k, v in own.items() if k in found and found[k].shape == v.shape}
+    except PretrainedWeightsError as error:
+        raise VFMWeightsError(f"{error} {REMEDY}") from error
     except Exception as error:
         raise VFMWeightsError(f"{source} does not fit the VFM {name!r} ({type(error).__name__}). {REMEDY}") from error
     if len(fitting) < len(own):
@@ -169,59 +197,19 @@ def _load(model: nn.Module, weights: dict[str, Tensor], name: str, source: Path 
 
 
 def vfm_names() -> list[str]:
-    """Names of timm's plain vision transformers that have pretrained weights, the DINOv3 ones first."""
+    """Names of what serves as a teacher: models whose weights are a package, then timm's plain ViTs, DINOv3 first."""
     import timm
 
     names = timm.list_models("vit_*", module="vision_transformer", pretrained=True)
     names = timm.list_models("vit_*dinov3*", pretrained=True) + names
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*PACKAGES, *names]))
 
 
-def _hub_file(name: str) -> Path:
-    """The model's weight file, from the hub's local cache or downloaded into it.
-
-    Raises:
-        VFMWeightsError: at once if it is not cached and the hub's name does not resolve, else if the download fails.
-    """
+def _repository(name: str) -> str | None:
+    """The model's repository on the hub."""
     import timm
 
     repository = timm.get_pretrained_cfg(name).hf_hub_id
-    if not repository:
-        raise VFMWeightsError(f"timm knows no pretrained weights for the VFM {name!r}. {REMEDY}")
-    repository = repository if "/" not in repository or not repository.endswith("/") else repository + name
-    cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443)
-        return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:
-        raise VFMWeightsError(
-            f"The pretrained weights of the VFM {name!r} are not in the local cache and could not be downloaded "
-            f"({type(error).__name__}). {REMEDY}"
-        ) from error
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from .safetensors or a torch file without executing code in it.
-
-    Raises:
-        VFMWeightsError: if the file is missing, truncated, or holds anything but tensors.
-    """
-    if not path.is_file():
-        raise VFMWeightsError(f"`--vfm-weights` names {path}, which is not a file. {REMEDY}")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise VFMWeightsError(
-            f"{path} could not be read as weights ({type(error).__name__}); it may be truncated, or a pickle with "
-            f"code in it, which is refused. {REMEDY}"
-        ) from error
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise VFMWeightsError(f"{path} holds no state dict of tensors. {REMEDY}")
-    return content
+    if repository and repository.endswith("/"):
+        return f"{repository}{name}"
+    return repository or None

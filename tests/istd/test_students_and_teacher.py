@@ -18,7 +18,7 @@ from istd.students.ggl import gradient_magnitude
 from istd.students.published import create_on_meta
 from istd.students.repisd import RepConv
 from istd.teacher import SCAM, Teacher, VFMWeightsError, cached_tokens, crop_tokens, image_tokens, load_vfm
-from istd.teacher.vfm import FrozenVFM
+from istd.teacher.vfm import FrozenViT
 from tests.istd.references import by_cost
 
 TINY = "vit_tiny_patch16_224"
@@ -461,7 +461,7 @@ def test_weights_from_files_in_both_key_formats(tmp_path):
     original["mask_token"] = torch.zeros(1, 384)
     torch.save(original, tmp_path / "meta.pth")
     x = torch.rand(1, 1, 32, 32)
-    expected = FrozenVFM(source, name, True)
+    expected = FrozenViT(source, name, True)
     source.load_state_dict(state)
     for file in ("timm.safetensors", "meta.pth"):
         vfm = load_vfm(name, tmp_path / file)
@@ -506,7 +506,9 @@ def test_weights_come_from_the_hubs_cache_without_network(monkeypatch, tmp_path)
 def test_unknown_and_unsuitable_models_are_named():
     with pytest.raises(ValueError, match="not a timm model"):
         load_vfm("vit_enormous", random=True)
-    with pytest.raises(ValueError, match="not a vision transformer"):
-        load_vfm("resnet18", random=True)
+    with pytest.raises(ValueError, match=r"'mixer_s32_224' has no spatial features.*features_only"):
+        load_vfm("mixer_s32_224", random=True)
+    with pytest.raises(ValueError, match="options of ViTs, and 'resnet18' is none"):
+        load_vfm("resnet18", random=True, embedding=True)
     with pytest.raises(ValueError, match="exclude each other"):
         load_vfm(TINY, "file", random=True)
