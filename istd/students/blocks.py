@@ -116,5 +116,6 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         y = self.relu(self.bn1(self.conv1(x)))
-        out: Tensor = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
-        return out
+        out: Tensor = self.bn2(self.conv2(y))
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)

@@ -7,7 +7,7 @@ the mean over channels taken before its Haar filter.
 import torch
 from torch import Tensor, nn
 
-from istd.students.attention import SqueezeExcitation
+from istd.students.attention import SqueezeExcitation, channel_maximum
 from istd.students.blocks import conv_bn_relu
 from istd.students.residual import conv_bn
 from istd.students.wavelets import haar_bands
@@ -29,11 +29,11 @@ class DirectionalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the attention."""
         ll, lh, hl, hh = (
-            torch.cat([band.amax(1, keepdim=True), mean], dim=1)
+            torch.cat([channel_maximum(band), mean], dim=1)
             for band, mean in zip(haar_bands(x), haar_bands(x.mean(1, keepdim=True)), strict=True)
         )
         gate = sum(conv(band).sigmoid() for conv, band in zip(self.gates, (hh, lh, hl, ll), strict=True))
-        return torch.relu(x + self.post(x * gate))
+        return torch.relu_(x + self.post(x * gate))
 
 
 class MultiScaleBlock(nn.Module):
@@ -75,4 +75,4 @@ class DirectionAwareBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        return torch.relu(x + self.post(self.channels(self.directions(self.branches(x)))))
+        return torch.relu_(x + self.post(self.channels(self.directions(self.branches(x)))))

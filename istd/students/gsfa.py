@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.attention import ChannelAttention, attention_blocks
+from istd.students.attention import ChannelAttention, attention_blocks, pixel_maximum
 from istd.students.base import Output, Stage, Student
 from istd.students.blocks import depthwise, logit_bias, logit_layer, norm_relu, scaled
 from istd.students.level_attention import MultiLevelAttention
@@ -73,7 +73,7 @@ class KernelGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, c, H, W) -> (B, 2 c, 1, 3, 3)`."""
-        mean, top = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        mean, top = x.mean((2, 3), keepdim=True), pixel_maximum(x)
         halves = (torch.cat(pair, dim=1) for pair in zip(mean.chunk(2, 1), top.chunk(2, 1), strict=True))
         kernels = [
             expand(torch.relu(reduce(half))).view(len(x), -1, 9).softmax(-1)

@@ -188,7 +188,7 @@ class ISNet(Student):
             edge = block(edge, F.interpolate(head(guide), size=size, mode="bilinear", align_corners=True))
         edge = self.edge_logits(edge)
         y = F.interpolate(y, size=size, mode="bilinear", align_corners=False)
-        return self.head(y * (1 + edge.sigmoid())), edge
+        return self.head(y + y * edge.sigmoid()), edge
 
 
 # Built by the release and never called; the fixed filters of the gradient are code here.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istd.students.attention import SpatialAttention
+from istd.students.attention import SpatialAttention, pixel_maximum
 from istd.students.base import Output, Stage, Student
 from istd.students.blocks import conv_bn_relu, logit_layer, mean_layer, run_stages, scaled
 from istd.students.frequency_transformer import FrequencyTransformer
@@ -33,7 +33,7 @@ class LinearChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate of every channel."""
-        out: Tensor = self.expand(self.reduce(x.mean((2, 3), keepdim=True) + x.amax((2, 3), keepdim=True)))
+        out: Tensor = self.expand(self.reduce(x.mean((2, 3), keepdim=True) + pixel_maximum(x)))
         return out.sigmoid()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from istd.students.attention import channel_maximum
 from istd.students.base import Output, Stage, Student
 from istd.students.blocks import conv_bn_relu, logit_layer, mean_layer, run_stages, scaled
 from istd.students.registry import STUDENTS, StudentInfo
@@ -105,7 +106,7 @@ class CrossAttention(nn.Module):
         high = torch.relu_(self.project_norm(_resized(self.project(high), low)))
         low = low * self.topdown(high)
         z = self.bottomup(low)
-        gate = self.pixels(torch.cat([z.mean(1, keepdim=True), z.amax(1, keepdim=True)], dim=1)).sigmoid()
+        gate = self.pixels(torch.cat([z.mean(1, keepdim=True), channel_maximum(z)], dim=1)).sigmoid()
         # Two passes, since batch normalisation sees the two maps one after the other.
         return torch.cat([self.post(2 * low), self.post(high * (2 * gate))], dim=1)
 
