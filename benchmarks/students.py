@@ -17,13 +17,13 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pages import write_page
-from timing import timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -33,7 +33,7 @@ from istd.students import STUDENTS, create_student, inference_form, memory_forma
 RELEASED = Path(__file__).parent / "results" / "students-released.json"
 MODES = {"eval": (1, 256), "train": (4, 128)}
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-WHAT = """one thread; times in units of a chain of eight 3x3 convolutions timed in the same rounds; memory allocated at
+WHAT = """one thread; processor times in units of a chain of eight 3x3 convolutions timed in the same rounds; memory allocated at
 the most during a step; "beside" is the ratio of times when both networks were timed turn by turn in one process, which
 `students-released.json` holds with the released modules' times and memory"""
 Step = Callable[[], object]
@@ -83,10 +83,17 @@ def measured(steps: dict[str, Step], mode: str, rounds: int) -> Figures:
         warm_up()
     ratios: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        unit = timed(rod)
+        unit = processor_seconds(rod)
         for name, call in steps.items():
-            ratios[name].append(timed(call) / unit)
+            ratios[name].append(processor_seconds(call) / unit)
     return {n: {"time": statistics.median(ratios[n]), "memory": peak_memory(call)} for n, call in steps.items()}
+
+
+def processor_seconds(call: Step) -> float:
+    """Processor time of one run: on one thread the time it takes, less that in which other processes had the core."""
+    started = time.process_time()
+    call()
+    return time.process_time() - started
 
 
 def peak_memory(call: Step) -> float:

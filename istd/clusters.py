@@ -26,7 +26,9 @@ def cluster_count(validation_images: int, largest: int = 256, per_cluster: int =
     return int(np.clip(validation_images // per_cluster, 1, largest))
 
 
-def cluster_weights(descriptors: Matrix, k: int, members: int, sharing: str = "none", seed: int = 0) -> ClusterWeights:
+def cluster_weights(
+    descriptors: Matrix, k: int, members: int, sharing: str = "none", seed: int = 0, detach_mean: bool = False
+) -> ClusterWeights:
     """Weights for the first `members` rows of `descriptors` `(N, d)`; any further rows take part in the fit alone.
 
     Args:
@@ -36,6 +38,7 @@ def cluster_weights(descriptors: Matrix, k: int, members: int, sharing: str = "n
             rows reproduces that.
         sharing: "none", "nested" (clusters of clusters) or "smoothed" (see `bilevel.reweighting.sharing`).
         seed: of k-means.
+        detach_mean: take the weights' normaliser as a constant, as published (`bilevel.reweighting.bounded_weights`).
 
     Raises:
         ValueError: for an unknown sharing.
@@ -45,7 +48,9 @@ def cluster_weights(descriptors: Matrix, k: int, members: int, sharing: str = "n
     k = min(k, members)
     found = Clusters.fit(cluster_coordinates(descriptors, k, seed), k, seed, standardise=False)
     clusters = replace(found, labels=found.labels[:members])
-    return ClusterWeights(clusters) if sharing == "none" else SharedClusterWeights(clusters, SHARINGS[sharing]())
+    if sharing == "none":
+        return ClusterWeights(clusters, detach_mean=detach_mean)
+    return SharedClusterWeights(clusters, SHARINGS[sharing](), detach_mean=detach_mean)
 
 
 def cluster_coordinates(descriptors: Matrix, k: int, seed: int = 0) -> Matrix:

@@ -3,7 +3,7 @@
 Every function takes logits and targets of shape `(B, 1, H, W)` and returns `(B,)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -73,6 +73,22 @@ def distillation(logits: Tensor, reference: Tensor, temperature: float = 4.0) ->
     """
     p, q = ((_summable(z) / temperature).sigmoid() for z in (logits, reference))
     return (p - q).square().mean(dim=(1, 2, 3))
+
+
+def combined(terms: Sequence[tuple[float, str]]) -> SegmentationLoss:
+    """`sum_k f_k l_k` of (factor f_k, registered name of l_k).
+
+    Raises:
+        ValueError: without terms, or for an unknown name (the message lists the known ones).
+    """
+    if not terms:
+        raise ValueError("`terms` is empty; give at least one (factor, name of a segmentation loss).")
+    losses = [(factor, SEGMENTATION_LOSSES[name]) for factor, name in terms]
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return torch.stack([factor * each(logits, target) for factor, each in losses]).sum(0)
+
+    return loss
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:

@@ -174,12 +174,13 @@ class ClusterWeights(TableWeights):
     Args:
         clusters: a fitted partition; sample i of the data set has the weight of cluster `clusters.labels[i]`.
         bound: see `bounded_weights`.
+        detach_mean: see `bounded_weights`.
 
     Source: dynamic collaborative learning of semantic-priors (2026), section 3.3.
     """
 
-    def __init__(self, clusters: Clusters, bound: float = BOUND) -> None:
-        super().__init__(torch.from_numpy(clusters.labels), bound)
+    def __init__(self, clusters: Clusters, bound: float = BOUND, detach_mean: bool = False) -> None:
+        super().__init__(torch.from_numpy(clusters.labels), bound, detach_mean)
         self.clusters = clusters
 
     @classmethod

@@ -67,6 +67,7 @@ class SharedClusterWeights(ClusterWeights):
         clusters: a fitted partition.
         share: `nested()` or `smoothed()`, or any function from centres to M.
         bound: see `bounded_weights`.
+        detach_mean: see `bounded_weights`.
 
     Raises:
         ValueError: if `share` does not give a matrix with one row per cluster.
@@ -74,8 +75,8 @@ class SharedClusterWeights(ClusterWeights):
 
     mixing: Tensor
 
-    def __init__(self, clusters: Clusters, share: Sharing, bound: float = BOUND) -> None:
-        super().__init__(clusters, bound)
+    def __init__(self, clusters: Clusters, share: Sharing, bound: float = BOUND, detach_mean: bool = False) -> None:
+        super().__init__(clusters, bound, detach_mean)
         self._share = share
         self.register_buffer("mixing", self._mix(clusters))
         self.logits = torch.nn.Parameter(torch.zeros(self.mixing.shape[1]))

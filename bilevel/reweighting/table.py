@@ -17,6 +17,7 @@ class TableWeights(nn.Module):
     Args:
         groups: `(N,)` integers, the group of every sample; sample i of the data set is looked up at `groups[i]`.
         bound: see `bounded_weights`.
+        detach_mean: see `bounded_weights`.
 
     Raises:
         ValueError: if `groups` is not one-dimensional, is empty, or holds a negative number.
@@ -29,7 +30,7 @@ class TableWeights(nn.Module):
 
     groups: Tensor
 
-    def __init__(self, groups: Tensor, bound: float = BOUND) -> None:
+    def __init__(self, groups: Tensor, bound: float = BOUND, detach_mean: bool = False) -> None:
         super().__init__()
         groups = torch.as_tensor(groups)
         if groups.ndim != 1 or groups.numel() == 0 or groups.is_floating_point():
@@ -38,7 +39,7 @@ class TableWeights(nn.Module):
             )
         if int(groups.min()) < 0:
             raise ValueError(f"`groups` must not be negative, got {int(groups.min())}.")
-        self.bound = bound
+        self.bound, self.detach_mean = bound, detach_mean
         self.register_buffer("groups", groups.long())
         self.logits = nn.Parameter(torch.zeros(int(groups.max()) + 1))
 
@@ -49,7 +50,8 @@ class TableWeights(nn.Module):
 
     def forward(self, indices: Tensor, losses: Tensor | None = None) -> Tensor:
         """`(B,)` sample indices -> `(B,)` weights of mean one."""
-        return bounded_weights(self.table().index_select(0, self.groups.index_select(0, indices)), self.bound)
+        logits = self.table().index_select(0, self.groups.index_select(0, indices))
+        return bounded_weights(logits, self.bound, self.detach_mean)
 
     def table(self) -> Tensor:
         """`(groups,)` logits of all groups."""
@@ -57,4 +59,4 @@ class TableWeights(nn.Module):
 
     def of_groups(self) -> Tensor:
         """`(groups,)` current weight of each group relative to the table's mean, detached."""
-        return bounded_weights(self.table().detach(), self.bound)
+        return bounded_weights(self.table().detach(), self.bound, self.detach_mean)

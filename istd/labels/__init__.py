@@ -10,6 +10,7 @@ from istd.labels.leak import AreaPrior
 from istd.labels.learned import DiffusedMasks, LearnedLabels
 from istd.labels.monte_carlo import MonteCarloClustering
 from istd.labels.particles import ParticleDiffusion
+from istd.labels.schedule import UpdateSchedule, published_schedule, update_schedule
 from istd.labels.store import PseudoMasks, point_maps
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
     "ParticleDiffusion",
     "PseudoMasks",
     "Square",
+    "UpdateSchedule",
     "point_maps",
+    "published_schedule",
+    "update_schedule",
     "with_crf",
 ]

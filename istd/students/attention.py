@@ -10,15 +10,19 @@ from torch.nn import functional as F
 def pixel_maximum(x: Tensor) -> Tensor:
     """Largest value of every channel, `(B, c, H, W) -> (B, c, 1, 1)`.
 
-    Pooling remembers places; `amax` would compare the whole map with its maximum again in the backward pass, which
-    takes longer than a 3x3 convolution.
+    Pooling remembers places; `amax` would compare the whole map with its maximum again in the backward pass.
     """
     return F.adaptive_max_pool2d(x, 1)
 
 
 def channel_maximum(x: Tensor) -> Tensor:
-    """Largest value of every pixel, `(B, c, H, W) -> (B, 1, H, W)`; with gradients, by place as `pixel_maximum`."""
-    return x.max(1, keepdim=True).values if torch.is_grad_enabled() else x.amax(1, keepdim=True)
+    """Largest value of every pixel, `(B, c, H, W) -> (B, 1, H, W)`.
+
+    By place as `pixel_maximum` where a gradient is wanted and the channels of a pixel lie side by side.
+    """
+    if torch.is_grad_enabled() and x.is_contiguous(memory_format=torch.channels_last):
+        return x.movedim(1, -1).max(-1).values[:, None]
+    return x.amax(1, keepdim=True)
 
 
 class ChannelAttention(nn.Module):

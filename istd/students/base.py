@@ -20,11 +20,14 @@ class Output(NamedTuple):
         name: what the map is.
         weight: factor on its loss.
         target: what it is compared with: `"mask"`, or `"edge"` (the outline of the mask).
+        loss: the loss that its publication gives it, as (factor, name of a segmentation loss) to be summed
+            (`istd.losses.combined`); None where it gives all maps one loss.
     """
 
     name: str
     weight: float = 1.0
     target: str = "mask"
+    loss: tuple[tuple[float, str], ...] | None = None
 
 
 class Student(nn.Module, ABC):

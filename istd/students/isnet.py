@@ -8,8 +8,8 @@ At width 1 all layers are the published ones, in the form of the PAL release, wh
 network. Left out is what that release constructs and never calls, and its fixed difference filters, which are written
 as differences here. Interpolations to the size a map already has are dropped.
 
-Outputs: the mask (used at test) and its outline. BasicIRSTD trains both, `soft-IoU(mask) + 10 BCE(edge) +
-soft-IoU(edge)`; PAL trains the mask alone. Here each gets the objective's own loss with weight 1.
+Outputs: the mask (used at test) and its outline. BasicIRSTD trains both, by `soft-IoU(mask)` and by `10 BCE(edge) +
+soft-IoU(edge)`, which the outline declares as its own loss; PAL trains the mask alone.
 """
 
 from typing import Any
@@ -135,7 +135,7 @@ class ISNet(Student):
     """
 
     contiguous_training = True
-    outputs = (Output("mask"), Output("edge", target="edge"))
+    outputs = (Output("mask"), Output("edge", target="edge", loss=((10.0, "bce"), (1.0, "soft-iou"))))
 
     def __init__(self, width: float = 1.0, in_channels: int = 3) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Sample weights: bounds, normalisation, invariances, clusters."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,31 @@ def test_the_gradient_runs_through_the_normaliser():
     losses = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     logits = torch.tensor([0.3, -0.2, 0.1, 0.5], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: (bounded_weights(x) * losses).mean(), logits)
+
+
+def test_a_detached_normaliser_gives_the_released_gradient():
+    """By hand for x = (a, 0): with m = a/2, r = b tanh(m/b), s = 1 - tanh(m/b)^2 and N = (e^r + e^-r)/2 + 1e-6, which
+    is held fixed, d/da of (l1 e^r + l2 e^-r) / (2 N) is s (l1 e^r - l2 e^-r) / (4 N)."""
+    x = torch.tensor([0.8, 0.0], dtype=torch.float64, requires_grad=True)
+    losses = torch.tensor([3.0, 5.0], dtype=torch.float64)
+    weights = bounded_weights(x, detach_mean=True)
+    bound = math.log(2)
+    tanh = math.tanh(0.4 / bound)
+    r, norm = bound * tanh, math.cosh(bound * tanh) + 1e-6
+    assert weights.tolist() == pytest.approx([math.exp(r) / norm, math.exp(-r) / norm], rel=1e-12)
+    (gradient,) = torch.autograd.grad((weights * losses).mean(), x)
+    slope = (1 - tanh**2) * (3 * math.exp(r) - 5 * math.exp(-r)) / (4 * norm)
+    assert gradient.tolist() == pytest.approx([slope, -slope], rel=1e-12)
+    (ours,) = torch.autograd.grad((bounded_weights(x) * losses).mean(), x)
+    assert ours[0] < 0 < gradient[0]  # the smaller loss: it gains weight in ours, and loses what it has in theirs
+
+
+def test_weights_of_groups_take_the_released_normaliser():
+    table = TableWeights(torch.tensor([0, 0, 1]), detach_mean=True)
+    table.logits.data = torch.tensor([0.5, -0.5])
+    expected = bounded_weights(table.logits[torch.tensor([0, 1])], detach_mean=True)
+    assert torch.equal(table(torch.tensor([1, 2])), expected)
+    assert float(expected.mean().detach()) == pytest.approx(1 - 1e-6, abs=1e-6)
 
 
 def test_samples_of_a_group_share_a_weight_and_its_gradient():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from istd.data.crops import Batch
-from istd.losses import bce_and_soft_iou, binary_cross_entropy, distillation, soft_iou
+from istd.losses import bce_and_soft_iou, binary_cross_entropy, combined, distillation, soft_iou
 from istd.objectives import Segmentation, StudentOuter, TeacherInner
 from istd.students import STUDENTS, create_student, in_fast_format, inference_form, memory_format, stages_of
 from istd.students.ggl import gradient_magnitude
@@ -200,6 +200,20 @@ def test_losses_by_hand():
         (0.5 - 0.75) ** 2
     )
     assert soft_iou(torch.full((1, 1, 4, 4), -50.0), torch.zeros(1, 1, 4, 4)) == 0.0  # an empty crop, predicted empty
+
+
+def test_isnet_declares_the_loss_that_basicirstd_gives_its_outline():
+    """10 BCE + soft-IoU of the outline, on a case by hand: logits 0 and log 3, targets 1 and 0."""
+    mask, edge = create_student("isnet", 0.25).outputs
+    assert mask.loss is None
+    logits, target = torch.tensor([0.0, np.log(3)]).view(1, 1, 1, 2), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    cross_entropy = (np.log(2) + np.log(4)) / 2
+    overlap = 1 - (0.5 + 1) / (1 + 0.75 + 1)
+    assert float(combined(edge.loss)(logits, target)) == pytest.approx(10 * cross_entropy + overlap)
+    with pytest.raises(ValueError, match="Unknown segmentation loss 'dice'"):
+        combined(((1.0, "dice"),))
+    with pytest.raises(ValueError, match="`terms` is empty"):
+        combined(())
 
 
 def scam(depth=3, dim=6, channels=(4, 8), **settings):
