@@ -33,9 +33,9 @@ from istd.students import STUDENTS, create_student, inference_form, memory_forma
 RELEASED = Path(__file__).parent / "results" / "students-released.json"
 MODES = {"eval": (1, 256), "train": (4, 128)}
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-WHAT = """one thread; processor times in units of a chain of eight 3x3 convolutions timed in the same rounds; memory allocated at
-the most during a step; "beside" is the ratio of times when both networks were timed turn by turn in one process, which
-`students-released.json` holds with the released modules' times and memory"""
+WHAT = """one thread; processor times in units of a chain of eight 3x3 convolutions timed in the same rounds; memory
+allocated at the most during a step; "beside" is the ratio of times when both networks were timed turn by turn in one
+process, which `students-released.json` holds with the released modules' times and memory"""
 Step = Callable[[], object]
 Figures = dict[str, dict[str, float]]
 
