@@ -13,8 +13,9 @@ import torch
 
 from bilevel.hypergradients import HypergradientMethod, HypergradientWarning, Unrolled, hypergradient, resolve_method
 from bilevel.hypergradients.inner_steps import RandomState, Start, device_of, run_plain, starting_point
+from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike
-from bilevel.problem import BilevelProblem, evaluate
+from bilevel.problem import BilevelProblem
 from bilevel.tree import Tree, add, detach, leaves, map_leaves, norm, ravel, rebuild
 
 TOLERANCE = 1e-2  # relative: above the truncation of the differences, far below a wrong derivative
@@ -104,6 +105,7 @@ def check_hypergradient(
     if directions < 1:
         raise ValueError(f"`directions` must be at least 1, got {directions}.")
     random, batches, outer = RandomState.capture(device_of(inner)), list(inner_batches), detach(outer)
+    at = Instance(problem, inner, outer, batches, outer_batch)
     reference = Unrolled(optimizer, steps, start=start, state=state)
     with random.replayed(), _quietly():
         exact = hypergradient(problem, inner, outer, batches, outer_batch, reference)
@@ -114,8 +116,8 @@ def check_hypergradient(
         """F after real inner steps at these outer variables."""
         with random.replayed():
             point = starting_point(optimizer, inner, a, start, state)
-            end = run_plain(problem, optimizer, point, a, batches, range(steps))
-            return float(evaluate(problem, "outer_loss", detach(end.inner), a, outer_batch).detach())
+            end = run_plain(at, optimizer, point, range(steps), a)
+            return float(at.outer_loss(detach(end.inner), a).detach())
 
     eps = max(torch.finfo(x.dtype).eps for x in leaves((inner, outer)))
     width = eps**0.25 if step is None else step

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from bilevel.batches import Walk
 from bilevel.divergence import TrainingDiverged
-from bilevel.hypergradients import HypergradientMethod, HypergradientWarning, NextStep, not_finite, resolve_method
+from bilevel.hypergradients import (
+    HypergradientMethod,
+    HypergradientWarning,
+    NextStep,
+    NotFiniteError,
+    hypergradient,
+    resolve_method,
+)
 from bilevel.modules import ModuleLoss, parameters_of, problem_from_modules
 from bilevel.results import Hypergradient
 from bilevel.schedule import Schedule
@@ -23,10 +30,10 @@ def method_for(
     Raises:
         ValueError: for None, if the optimizer has no differentiable twin.
     """
-    if method is None:
-        method = NextStep(optimizer, dict(inner.named_parameters()))
-        method.twin(parameters_of(inner))  # fails now rather than after the first epoch
-    method = resolve_method(method)
+    next_step = NextStep(optimizer, dict(inner.named_parameters()))
+    method = resolve_method(method, next_step)
+    if method is next_step:
+        next_step.twin(parameters_of(inner))  # fails now rather than after the first epoch
     caution = getattr(method, "caution", "")
     if caution:
         warnings.warn(caution, HypergradientWarning, stacklevel=3)
@@ -82,14 +89,13 @@ class OuterPhase:
         w, a = parameters_of(self.inner), parameters_of(self.outer)
         if not a:  # shared variables only: a direct step, with a constant in place of the outer tree
             a = {"": torch.zeros((), device=next(iter(w.values())).device)}
-        found = self.method(self.problem, w, a, inner_batches, outer_batch)
-        broken = not_finite(found)
-        if broken:
+        try:
+            found = hypergradient(self.problem, w, a, inner_batches, outer_batch, self.method, throw=True)
+        except NotFiniteError as error:
             raise TrainingDiverged(
-                f"The hypergradient is not finite in {broken} in epoch {epoch}, outer step {step}, batch "
-                f"{self.describe_batch(outer_batch)}; no variable was changed by it. Lower the learning rates, or "
-                "check that batch."
-            )
+                f"{error} in epoch {epoch}, outer step {step}, batch {self.describe_batch(outer_batch)}; no variable "
+                "was changed by it. Lower the learning rates, or check that batch."
+            ) from None
         inner_gradients = [p.grad for _, p in self.shared]  # they tell `from_torch` which parameters a step moves
         self.optimizer.zero_grad(set_to_none=True)
         for name, p in self.outer.named_parameters():

@@ -1,7 +1,7 @@
 """Hypergradient methods: one idea a file, one signature, one door (`hypergradient`)."""
 
-from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning
-from bilevel.hypergradients.dispatch import METHODS, hypergradient, not_finite, resolve_method
+from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning, NotFiniteError
+from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
 from bilevel.hypergradients.evolution_strategies import EvolutionStrategies
 from bilevel.hypergradients.finite_difference import FiniteDifference
 from bilevel.hypergradients.fixed_point import FixedPoint
@@ -32,11 +32,11 @@ __all__ = [
     "HypergradientWarning",
     "Implicit",
     "NextStep",
+    "NotFiniteError",
     "PessimisticUnrolled",
     "RecomputedUnrolled",
     "TruncatedUnrolled",
     "Unrolled",
     "hypergradient",
-    "not_finite",
     "resolve_method",
 ]

@@ -1,23 +1,29 @@
-"""What every hypergradient method shares: its signature, and the value and gradients of the outer loss."""
+"""What every hypergradient method shares: its signature, its record, and what it refuses and warns of."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bilevel.problem import BilevelProblem, evaluate
+from bilevel.hypergradients.instance import Instance, OuterGradients
+from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, add, as_variables, check_variables, gradient, leaves
+from bilevel.tree import Tree, add
 
 
 class HypergradientWarning(UserWarning):
     """A hypergradient whose assumptions do not hold where it was evaluated."""
 
 
+class NotFiniteError(FloatingPointError):
+    """A hypergradient, or the outer loss, is NaN or infinite."""
+
+
 class HypergradientMethod(Protocol):
-    """One signature for every method."""
+    """One signature for every method; `hypergradient` calls it, and checks the arguments before."""
 
     def __call__(
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
@@ -26,33 +32,22 @@ class HypergradientMethod(Protocol):
         ...
 
 
-class OuterGradients(NamedTuple):
-    """F, dF/dw and dF/da at a point."""
+class Method(ABC):
+    """Base of the methods here: a dataclass of settings, and one function that estimates."""
 
-    loss: Tensor
-    inner: Tree
-    direct: Tree
+    @abstractmethod
+    def estimate(self, at: Instance) -> Hypergradient:
+        """Estimate dF(w*(a), a)/da near the given inner variables."""
 
-
-def outer_gradients(problem: BilevelProblem, inner: Tree, outer: Tree, batch: Any) -> OuterGradients:
-    """Evaluate the outer loss and its gradients with respect to both trees, at detached copies of them.
-
-    Raises:
-        ValueError: if the loss depends on neither.
-    """
-    w, a = as_variables(inner), as_variables(outer)
-    loss = evaluate(problem, "outer_loss", w, a, batch)
-    if not loss.requires_grad:
-        raise ValueError(
-            "`outer_loss` depends neither on the inner nor on the outer variables: was it evaluated under "
-            "torch.no_grad(), or is something detached in it?"
-        )
-    grads = gradient(loss, (w, a))
-    return OuterGradients(loss.detach(), *grads)
+    def __call__(
+        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
+    ) -> Hypergradient:
+        """See `HypergradientMethod`; `hypergradient` is the function to call."""
+        return self.estimate(Instance(problem, inner, outer, list(inner_batches), outer_batch))
 
 
-def assemble(outer: OuterGradients, indirect: Tree, stats: dict[str, Any]) -> Hypergradient:
-    """Add direct and indirect terms and pack the record."""
+def assemble(outer: OuterGradients, indirect: Tree, stats: dict[str, Any], inner: Tree | None = None) -> Hypergradient:
+    """Add direct and indirect terms and pack the record; `inner` where a method has moved the inner variables."""
     return Hypergradient(
         value=add(outer.direct, indirect),
         direct=outer.direct,
@@ -60,26 +55,40 @@ def assemble(outer: OuterGradients, indirect: Tree, stats: dict[str, Any]) -> Hy
         inner_gradient=outer.inner,
         outer_loss=outer.loss,
         stats=stats,
+        inner=inner,
     )
 
 
-def checked_batches(inner: Tree, outer: Tree, inner_batches: Sequence[Any], least: int = 1) -> list[Any]:
-    """Check the trees and return the batches as a list.
+def require_dependence(inner_loss: Tensor) -> None:
+    """Raise for an inner loss without a graph.
 
     Raises:
-        ValueError: if a tree is empty or fewer than `least` batches were given.
+        ValueError: if it does not depend on the inner variables.
     """
-    check_variables(inner, "inner")
-    check_variables(outer, "outer")
-    devices = {str(x.device) for x in leaves((inner, outer))}
-    if len(devices) > 1:
-        raise ValueError(
-            f"`inner` and `outer` lie on several devices ({', '.join(sorted(devices))}); move them to one."
-        )
-    batches = list(inner_batches)
-    if len(batches) < least:
-        raise ValueError(f"`inner_batches` holds {len(batches)} batches; this method needs at least {least}.")
-    return batches
+    if not inner_loss.requires_grad:
+        raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
+
+
+def require_counts(**settings: int) -> None:
+    """Raise unless every setting is at least one.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def require_positive(**settings: float) -> None:
+    """Raise unless every setting is positive.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
 def warn_if_unreliable(stats: dict[str, Any]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import optree
 import torch
 
-from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning
+from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning, NotFiniteError
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
+from bilevel.hypergradients.instance import Instance
 from bilevel.linear_solvers import MINRES, ConjugateGradient, Identity, Neumann, Nystrom
 from bilevel.problem import BilevelProblem, inside_a_loss
 from bilevel.registry import Registry
@@ -26,8 +27,20 @@ METHODS.register("gauss_newton", GaussNewton())
 METHODS.register("gauss_newton_as_published", GaussNewton(as_published=True))
 
 
-def resolve_method(method: HypergradientMethod | str) -> HypergradientMethod:
-    """Return a method object for an object or a registry name."""
+def resolve_method(
+    method: HypergradientMethod | str | None, next_step: HypergradientMethod | None = None
+) -> HypergradientMethod:
+    """The method object for an object, a registry name, or None.
+
+    The default is stated here and nowhere else: the exact derivative of the next inner step where the optimizer that
+    takes it is known, as to a trainer; otherwise the implicit function theorem with conjugate gradients.
+
+    Args:
+        method: what was asked for.
+        next_step: the method for None, where a running optimizer is known.
+    """
+    if method is None:
+        return next_step or METHODS["conjugate_gradient"]
     return METHODS[method] if isinstance(method, str) else method
 
 
@@ -37,7 +50,9 @@ def hypergradient(
     outer: Tree,
     inner_batches: Sequence[Any],
     outer_batch: Any,
-    method: HypergradientMethod | str = "conjugate_gradient",
+    method: HypergradientMethod | str | None = None,
+    *,
+    throw: bool = False,
 ) -> Hypergradient:
     """Derivative of the outer loss at the inner solution with respect to the outer variables.
 
@@ -47,8 +62,9 @@ def hypergradient(
         outer: tree of outer variables.
         inner_batches: batches for the inner loss, one per unrolled step; implicit methods average over them.
         outer_batch: batch for the outer loss.
-        method: a method object, or one of `conjugate_gradient`, `minres`, `neumann`, `nystrom`, `identity`,
-            `gauss_newton`, `gauss_newton_as_published`.
+        method: a method object, or one of `conjugate_gradient` (the default), `minres`, `neumann`, `nystrom`,
+            `identity`, `gauss_newton`, `gauss_newton_as_published`.
+        throw: raise where the result is not finite, instead of warning.
 
     Returns:
         `.value`, `.direct` and `.indirect` (trees like `outer`), `.stats`. Nothing passed in is changed.
@@ -56,6 +72,7 @@ def hypergradient(
     Raises:
         ValueError: for an unknown name, an empty tree, no batch, a loss that is not a scalar, or an optimizer that is
             not differentiable.
+        NotFiniteError: if the result is not finite and `throw` is set.
         RuntimeError: if it is called inside a loss of another hypergradient, where its derivative would be lost.
 
     Warns:
@@ -75,9 +92,13 @@ def hypergradient(
             "own derivative would be missing. Call it under torch.no_grad() if a constant is what you mean; nested "
             "problems need a loss that solves the inner one differentiably."
         )
+    at = Instance(problem, inner, outer, list(inner_batches), outer_batch)
+    at.check()
     with torch.enable_grad():  # a caller in evaluation mode (no_grad) wants a derivative all the same
-        found = resolve_method(method)(problem, inner, outer, inner_batches, outer_batch)
-    broken = not_finite(found)
+        found = resolve_method(method)(problem, inner, outer, at.inner_batches, outer_batch)
+    broken = _not_finite(found)
+    if broken and throw:
+        raise NotFiniteError(f"The hypergradient is not finite in {broken}")
     if broken:
         warnings.warn(
             f"The hypergradient is not finite in {broken}: a loss or its derivative overflowed or divided by zero. "
@@ -88,7 +109,7 @@ def hypergradient(
     return found
 
 
-def not_finite(found: Hypergradient) -> list[str]:
+def _not_finite(found: Hypergradient) -> list[str]:
     """Names of the outer variables whose hypergradient holds NaN or infinity, and of the outer loss if it does."""
     paths, values, _ = optree.tree_flatten_with_path(found.value)
     names = ["outer" + "".join(f"[{key!r}]" for key in path) for path in paths]

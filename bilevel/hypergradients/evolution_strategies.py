@@ -1,22 +1,19 @@
 """Zeroth order: antithetic evolution strategies over the outer variables."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
-from bilevel.hypergradients.inner_steps import Start, check_optimizer, check_steps, run_plain, starting_point
-from bilevel.inner_optimizers import OptimizerLike
-from bilevel.problem import BilevelProblem, evaluate
+from bilevel.hypergradients.base import assemble, require_counts, require_positive
+from bilevel.hypergradients.inner_steps import Start, SteppingMethod, run_plain, starting_point
+from bilevel.hypergradients.instance import Instance
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, detach, ravel, unravel
 
 
 @dataclass(frozen=True)
-class EvolutionStrategies:
+class EvolutionStrategies(SteppingMethod):
     """`dF/da + mean_i [F(w_T(a + s e_i), a) - F(w_T(a - s e_i), a)] e_i / (2 s)`: no derivative of the inner steps.
 
     The e_i are Gaussian, made orthogonal in groups of m = number of outer variables, so that every full group is a
@@ -35,44 +32,36 @@ class EvolutionStrategies:
     Source: Salimans et al. (2017); Choromanski et al. (2018) for orthogonal directions; Metz et al. (2019) on unrolls.
     """
 
-    optimizer: OptimizerLike
-    steps: int
     sigma: float = 0.01
     pairs: int = 16
     seed: int = 0
     start: Start | None = None
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_steps("pairs", self.pairs)
-        check_optimizer(self.optimizer)
-        if not self.sigma > 0:
-            raise ValueError(f"`sigma` must be positive, got {self.sigma}.")
+        super().__post_init__()
+        require_counts(pairs=self.pairs)
+        require_positive(sigma=self.sigma)
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Run 2 * pairs inner problems; see the class."""
-        if problem.lead:
-            raise ValueError("`EvolutionStrategies` takes one problem at a time.")
-        batches = checked_batches(inner, outer, inner_batches)
-        flat = ravel(detach(outer))
+        at.require_one_problem(self)
+        flat = ravel(detach(at.outer))
 
         def moved(direction: Tensor) -> tuple[Tree, Tensor]:
-            a = unravel(flat + self.sigma * direction, outer)
-            point = starting_point(self.optimizer, inner, a, self.start)
-            w = detach(run_plain(problem, self.optimizer, point, a, batches, range(self.steps)).inner)
+            a = unravel(flat + self.sigma * direction, at.outer)
+            point = starting_point(self.optimizer, at.inner, a, self.start)
+            w = detach(run_plain(at, self.optimizer, point, range(self.steps), a).inner)
             with torch.no_grad():
-                return w, evaluate(problem, "outer_loss", w, outer, outer_batch)
+                return w, at.outer_loss(w, at.outer)
 
         final, _ = moved(torch.zeros_like(flat))
-        outer_part = outer_gradients(problem, final, outer, outer_batch)
+        outer_part = at.outer_gradients(final)
         estimate = torch.zeros_like(flat)
         for direction in self._directions(flat):
             difference = moved(direction)[1] - moved(-direction)[1]
             estimate = estimate + difference * direction / (2 * self.sigma * self.pairs)
         stats = {"method": "evolution_strategies", "steps": self.steps, "pairs": self.pairs}
-        return assemble(outer_part, unravel(estimate, outer), stats)
+        return assemble(outer_part, unravel(estimate, at.outer), stats)
 
     def _directions(self, like: Tensor) -> Tensor:
         """`(pairs, m)`, orthogonal within groups of m and of squared length m."""

@@ -1,21 +1,19 @@
 """Hypergradient with a finite difference in place of the second derivative."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.base import Method, assemble, require_positive
 from bilevel.hypergradients.inner_steps import RandomState, device_of
-from bilevel.problem import BilevelProblem, mean_inner_loss
+from bilevel.hypergradients.instance import Instance
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, gradient, norm, scale, subtract
 
 
 @dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(Method):
     """`dF/da - step_size (d2f / da dw) g`, with the product by a central difference along g = dF/dw.
 
     `(d2f / da dw) g ~ (df/da(w + e g) - df/da(w - e g)) / (2 e)`, e = radius / |g|. It is the one-step form (H^-1
@@ -33,30 +31,23 @@ class FiniteDifference:
     radius: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("step_size", "radius"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        require_positive(step_size=self.step_size, radius=self.radius)
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Evaluate four gradients; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
-        outer_part = outer_gradients(problem, inner, outer, outer_batch)
-        product, epsilon = difference_product(problem, inner, outer, batches, outer_part.inner, self.radius)
+        outer_part = at.outer_gradients()
+        product, epsilon = difference_product(at, outer_part.inner, self.radius)
         stats = {"method": "finite_difference", "epsilon": epsilon}
         return assemble(outer_part, scale(-self.step_size, product), stats)
 
 
-def difference_product(
-    problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any], vector: Tree, radius: float
-) -> tuple[Tree, Tensor]:
+def difference_product(at: Instance, vector: Tree, radius: float) -> tuple[Tree, Tensor]:
     """`(d2f / da dw) vector` by the central difference of df/da over `+-radius` along the vector, and e."""
-    length = norm(vector, problem.lead)
+    length = norm(vector, at.problem.lead)
     epsilon = radius / torch.where(length > 0, length, torch.ones_like(length))
-    sides, random = [], RandomState.capture(device_of(inner))
+    sides, random = [], RandomState.capture(device_of(at.inner))
     for sign in (1.0, -1.0):
-        w, a = as_variables(add(inner, scale(sign * epsilon, vector))), as_variables(outer)
+        w, a = as_variables(add(at.inner, scale(sign * epsilon, vector))), as_variables(at.outer)
         with random.replayed():  # the same dropout masks on both sides, or their difference would drown the product
-            sides.append(gradient(mean_inner_loss(problem, w, a, batches), a))
+            sides.append(gradient(at.inner_loss(w, a), a))
     return scale(1 / (2 * epsilon), subtract(sides[0], sides[1])), epsilon

@@ -1,23 +1,23 @@
 """Implicit differentiation of the fixed point of any update map."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.base import Method, assemble
+from bilevel.hypergradients.instance import Instance
 from bilevel.linear_solvers import GMRES, LinearSolver
-from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, add, as_variables, leaves, norm, ravel, scale, subtract, unravel, vector_jacobian
+from bilevel.tree import Tree, add, leaves, norm, ravel, scale, subtract, unravel, vector_jacobian
 
 UpdateMap = Callable[[Tree, Tree, Any], Tree]
 """`update(inner, outer, batch) -> inner`, differentiable."""
 
 
 @dataclass(frozen=True)
-class FixedPoint:
+class FixedPoint(Method):
     """`dF/da + (dP/da)' (I - dP/dw)^-T dF/dw` where w = P(w, a).
 
     P is whatever computes the inner solution: a gradient step with momentum, a proximal or a projected step, an
@@ -34,21 +34,18 @@ class FixedPoint:
     update: UpdateMap
     solver: LinearSolver = field(default_factory=lambda: GMRES(max_iter=50))
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Solve and multiply; see the class.
 
         Raises:
             ValueError: if the map changes shapes.
         """
-        batches = checked_batches(inner, outer, inner_batches)
-        outer_part = outer_gradients(problem, inner, outer, outer_batch)
-        w, a = as_variables(inner), as_variables(outer)
-        image = self.update(w, a, batches[0])
-        for batch in batches[1:]:
+        outer_part = at.outer_gradients()
+        w, a = at.variables()
+        image = self.update(w, a, at.inner_batches[0])
+        for batch in at.inner_batches[1:]:
             image = add(image, self.update(w, a, batch))
-        image = scale(1 / len(batches), image)
+        image = scale(1 / len(at.inner_batches), image)
         if [x.shape for x in leaves(image)] != [x.shape for x in leaves(w)]:
             raise ValueError("`update(inner, outer, batch)` must return a tree of the structure and shapes of `inner`.")
 

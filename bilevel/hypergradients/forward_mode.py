@@ -1,6 +1,5 @@
 """Hypergradient by forward mode: for few outer variables and any number of steps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,23 +7,17 @@ import optree
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
-from bilevel.hypergradients.inner_steps import (
-    Point,
-    Start,
-    check_optimizer,
-    check_steps,
-    starting_point,
-)
+from bilevel.hypergradients.base import assemble
+from bilevel.hypergradients.inner_steps import Point, Start, SteppingMethod, starting_point
+from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike, apply_updates, bind, composed_rules
-from bilevel.problem import BilevelProblem, evaluate
 from bilevel.products import push_forward
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, detach, leaves, norm, rebuild
+from bilevel.tree import Tree, leaves, norm, rebuild
 
 
 @dataclass(frozen=True)
-class ForwardUnrolled:
+class ForwardUnrolled(SteppingMethod):
     """The same value as `Unrolled`, carrying dw_t/da along instead of going back.
 
     With w_{t+1} = P(w_t, s_t, a): `Z_{t+1} = dP/d(w, s) Z_t + dP/da`, Z_0 = d(w_0, s_0)/da, and the indirect part is
@@ -41,49 +34,39 @@ class ForwardUnrolled:
     Source: Franceschi et al. (2017), forward mode.
     """
 
-    optimizer: OptimizerLike
-    steps: int
     start: Start | None = None
     state: Any = None
     max_outer: int = 256
 
-    def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_optimizer(self.optimizer)
-
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Carry values and tangents through all steps; see the class.
 
         Raises:
             ValueError: if there are more outer numbers than `max_outer`.
         """
-        batches = checked_batches(inner, outer, inner_batches)
-        count = sum(x.numel() for x in leaves(outer))
-        if problem.lead:
-            raise ValueError("`ForwardUnrolled` takes one problem at a time; use Unrolled for a batched problem.")
+        at.require_one_problem(self)
+        inner, outer = at.constants()
+        a = leaves(outer)
+        count = sum(x.numel() for x in a)
         if count > self.max_outer:
             raise ValueError(
                 f"`outer` holds {count} numbers, more than max_outer={self.max_outer}; forward mode carries one "
                 "tangent for each. Use RecomputedUnrolled, or raise max_outer."
             )
-        a = [x.detach() for x in leaves(outer)]
         along = _basis(a)
-        begin = starting_point(self.optimizer, inner, detach(outer), self.start, self.state)
+        begin = starting_point(self.optimizer, inner, outer, self.start, self.state)
         w, dw = self._first(inner, outer, begin, a, along)
         state = [x.detach() for x in _tensors(begin.state)]
         ds = [x.new_zeros(count, *x.shape) for x in state]
         fixed = begin.state
         for t in range(self.steps):
-            step = _Step(problem, self.optimizer, inner, outer, fixed, batches[t % len(batches)])
+            step = _Step(at, self.optimizer, fixed, t)
             n = len(w)
             values, tangents = _push(step, [*w, *state, *a], [*dw, *ds, *along])
             # The last two are the inner loss and the gradient norm.
             (w, dw), (state, ds) = (values[:n], tangents[:n]), (values[n:-2], tangents[n:-2])
             fixed = step.state_after
-        final = rebuild(inner, w)
-        outer_part = outer_gradients(problem, final, outer, outer_batch)
+        outer_part = at.outer_gradients(rebuild(inner, w))
         columns = sum(
             (z.reshape(len(z), -1) @ g.reshape(-1)).to(along[0].dtype)
             for z, g in zip(dw, leaves(outer_part.inner), strict=True)
@@ -103,7 +86,7 @@ class ForwardUnrolled:
             return w, [x.new_zeros(len(along[0]), *x.shape) for x in w]
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:
-            return tuple(x.clone() for x in leaves(start(detach(inner), rebuild(outer, list(values)))))
+            return tuple(x.clone() for x in leaves(start(inner, rebuild(outer, list(values)))))
 
         return _push(flat, a, along)
 
@@ -111,23 +94,22 @@ class ForwardUnrolled:
 class _Step:
     """One optimizer step as a function of tensors alone; the rest of the optimizer's state travels beside it."""
 
-    def __init__(
-        self, problem: BilevelProblem, optimizer: OptimizerLike, inner: Tree, outer: Tree, state: Any, batch: Any
-    ) -> None:
-        self.problem, self.optimizer, self.inner, self.outer, self.batch = problem, optimizer, inner, outer, batch
+    def __init__(self, at: Instance, optimizer: OptimizerLike, state: Any, step: int) -> None:
+        self.at, self.optimizer, self.step = at, optimizer, step
         self.state, self.state_after = state, state
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
-        n, m = len(leaves(self.inner)), len(leaves(self.outer))
-        a = rebuild(self.outer, list(values[len(values) - m :]))
+        inner, outer = self.at.inner, self.at.outer
+        n, m = len(leaves(inner)), len(leaves(outer))
+        a = rebuild(outer, list(values[len(values) - m :]))
         state = _with_tensors(self.state, list(values[n : len(values) - m]))
 
         def loss(*w: Tensor) -> Tensor:
-            return evaluate(self.problem, "inner_loss", rebuild(self.inner, list(w)), a, self.batch, second_order=True)
+            return self.at.inner_loss_at(self.step, rebuild(inner, list(w)), a, second_order=True)
 
         argnums = tuple(range(n))
         found, value = torch.func.grad_and_value(loss, argnums=argnums)(*values[:n])
-        params, grads = rebuild(self.inner, list(values[:n])), rebuild(self.inner, list(found))
+        params, grads = rebuild(inner, list(values[:n])), rebuild(inner, list(found))
         with composed_rules():
             updates, after = bind(self.optimizer, a).update(grads, state, params=params, inplace=False)
         self.state_after = optree.tree_map(_placeholder, after)

@@ -1,15 +1,13 @@
 """Rank-one Gauss-Newton hypergradient, with its correct and its published sign."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
-from bilevel.problem import BilevelProblem, mean_inner_loss
+from bilevel.hypergradients.base import Method, assemble
+from bilevel.hypergradients.instance import Instance
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, as_variables, dot, gradient, norm, scale
+from bilevel.tree import dot, gradient, norm, scale
 
 CAUTION = (
     "GaussNewton puts a matrix of rank one in the place of the inner Hessian, so its direction can be far from the "
@@ -19,7 +17,7 @@ CAUTION = (
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Method):
     """`dF/da - rho df/da` with `rho = <dF/dw, df/dw> / |df/dw|^2`: two gradients of each loss, no second derivative.
 
     Replacing H by the rank-one matrix g g' and d2f/da dw by (df/da) g', with g = df/dw, in the implicit function
@@ -47,16 +45,13 @@ class GaussNewton:
         """What a trainer should say before it follows this direction."""
         return CAUTION if self.warn else ""
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Evaluate four gradients; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
-        outer_part = outer_gradients(problem, inner, outer, outer_batch)
-        w, a = as_variables(inner), as_variables(outer)
-        loss = mean_inner_loss(problem, w, a, batches)
+        outer_part = at.outer_gradients()
+        w, a = at.variables()
+        loss = at.inner_loss(w, a)
         inner_w, inner_a = gradient(loss, (w, a))
-        lead = problem.lead
+        lead = at.problem.lead
         squared = dot(inner_w, inner_w, lead)
         threshold = (self.eps * (1 + norm(outer_part.inner, lead))) ** 2
         degenerate = squared <= threshold

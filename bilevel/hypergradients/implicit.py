@@ -1,6 +1,5 @@
 """Hypergradient by the implicit function theorem, with any linear solver."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +7,17 @@ import torch
 from torch import Tensor
 
 from bilevel.attention import composed_attention
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients, warn_if_unreliable
+from bilevel.hypergradients.base import Method, assemble, require_dependence, warn_if_unreliable
+from bilevel.hypergradients.instance import Instance
 from bilevel.linear_solvers import LinearSolver, MatVec
-from bilevel.problem import BilevelProblem, ComposedLoss, mean_inner_loss
+from bilevel.problem import ComposedLoss
 from bilevel.products import InnerCurvature, PredictionCurvature
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, as_variables, ravel, scale
+from bilevel.tree import Tree, ravel, scale
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(Method):
     """`dF/da - (d2f / da dw) H^-1 dF/dw` at the given inner variables, H = d2f/dw2.
 
     Exact where df/dw = 0 and H is positive definite. The inner loss is the mean over all `inner_batches`, evaluated
@@ -43,26 +43,22 @@ class Implicit:
         if self.curvature not in ("hessian", "gauss_newton"):
             raise ValueError(f"`curvature` must be 'hessian' or 'gauss_newton', got {self.curvature!r}.")
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Solve and multiply; see the class.
 
         Raises:
             ValueError: if the inner loss does not depend on the inner variables, or shows no predictions where
                 `curvature` needs them.
         """
-        batches = checked_batches(inner, outer, inner_batches)
-        outer_part = outer_gradients(problem, inner, outer, outer_batch)
-        w, a = as_variables(inner), as_variables(outer)
-        loss = mean_inner_loss(problem, w, a, batches, second_order=True)
-        if not loss.requires_grad:
-            raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
-        curvature = InnerCurvature(loss, w, a, problem.lead)
+        outer_part = at.outer_gradients()
+        w, a = at.variables()
+        loss = at.inner_loss(w, a, second_order=True)
+        require_dependence(loss)
+        curvature = InnerCurvature(loss, w, a, at.problem.lead)
         matvec: MatVec = curvature.hessian_product
         if self.curvature == "gauss_newton":
-            matvec = _prediction_curvature(problem, w, a, batches).product
-        solved = self.solver(matvec, ravel(outer_part.inner, problem.lead))
+            matvec = _prediction_curvature(at, w, a).product
+        solved = self.solver(matvec, ravel(outer_part.inner, at.problem.lead))
         indirect = scale(-1.0, curvature.mixed_product(solved.value))
         stats = {
             "method": "implicit",
@@ -89,15 +85,15 @@ class Implicit:
             self.solver.load_state_dict(state)
 
 
-def _prediction_curvature(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> PredictionCurvature:
-    composed = problem.inner_loss
-    if not isinstance(composed, ComposedLoss) or problem.lead:
+def _prediction_curvature(at: Instance, inner: Tree, outer: Tree) -> PredictionCurvature:
+    composed = at.problem.inner_loss
+    if not isinstance(composed, ComposedLoss) or at.problem.lead:
         raise ValueError(
             "curvature='gauss_newton' needs an inner loss that shows its predictions: "
             "BilevelProblem(ComposedLoss(predict, loss), outer_loss), one problem at a time."
         )
     parts: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
-    for batch in batches:
+    for batch in at.inner_batches:
         with composed_attention():
             z = composed.predict(inner, outer, batch)
         variable = z.detach().requires_grad_(True)

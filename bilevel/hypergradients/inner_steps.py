@@ -4,6 +4,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +12,14 @@ import optree
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import HypergradientWarning
+from bilevel.hypergradients.base import (
+    HypergradientWarning,
+    Method,
+    require_counts,
+    require_dependence,
+)
+from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
-from bilevel.problem import BilevelProblem, evaluate
 from bilevel.tree import Tree, as_variables, detach, gradient, leaves, map_leaves, norm, rebuild
 
 
@@ -60,10 +66,21 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_steps(name: str, value: int) -> None:
-    """Raise unless a count is positive."""
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+@dataclass(frozen=True)
+class SteppingMethod(Method):
+    """Base of the methods that take T inner steps.
+
+    Attributes:
+        optimizer: a differentiable update rule, or a function `outer -> rule`.
+        steps: T.
+    """
+
+    optimizer: OptimizerLike
+    steps: int
+
+    def __post_init__(self) -> None:
+        require_counts(steps=self.steps)
+        check_optimizer(self.optimizer)
 
 
 def starting_point(
@@ -94,16 +111,15 @@ def _connected(x: Tensor) -> Tensor:
 
 
 def inner_step(
-    problem: BilevelProblem, optimizer: Transformation, point: Point, outer: Tree, batch: Any, create_graph: bool
+    at: Instance, optimizer: Transformation, point: Point, outer: Tree, step: int, create_graph: bool
 ) -> tuple[Point, StepFacts]:
-    """`w <- w + U(df/dw, s, w)`, with a graph of the whole step if `create_graph`.
+    """`w <- w + U(df/dw, s, w)` on the batch of a step, with a graph of all of it if `create_graph`.
 
     Raises:
         ValueError: if the loss does not depend on the inner variables.
     """
-    loss = evaluate(problem, "inner_loss", point.inner, outer, batch, second_order=create_graph)
-    if not loss.requires_grad:
-        raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
+    loss = at.inner_loss_at(step, point.inner, outer, second_order=create_graph)
+    require_dependence(loss)
     grads = gradient(loss, point.inner, create_graph=create_graph)
     updates, state = optimizer.update(grads, point.state, params=point.inner, inplace=False)
     connected = any(g.requires_grad for g in leaves(grads))
@@ -115,19 +131,12 @@ def inner_step(
     return Point(apply_updates(point.inner, updates), state), StepFacts(loss, grads)
 
 
-def run_plain(
-    problem: BilevelProblem,
-    optimizer: OptimizerLike,
-    point: Point,
-    outer: Tree,
-    batches: Sequence[Any],
-    steps: range,
-) -> Point:
-    """Take `steps` (indices into the cycled batches) without keeping a graph."""
-    rule, outer = bind(optimizer, detach(outer)), detach(outer)
+def run_plain(at: Instance, optimizer: OptimizerLike, point: Point, steps: range, outer: Tree | None = None) -> Point:
+    """Take `steps` without keeping a graph, at other outer variables where they are given."""
+    outer = detach(at.outer if outer is None else outer)
+    rule = bind(optimizer, outer)
     for t in steps:
-        point = as_leaves(point)
-        point, _ = inner_step(problem, rule, point, outer, batches[t % len(batches)], create_graph=False)
+        point, _ = inner_step(at, rule, as_leaves(point), outer, t, create_graph=False)
     return as_leaves(point)
 
 

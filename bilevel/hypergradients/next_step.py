@@ -1,22 +1,22 @@
 """The exact derivative through the step that a running torch optimizer would take next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.inner_steps import check_steps
+from bilevel.hypergradients.base import Method, require_counts
+from bilevel.hypergradients.instance import Instance
 from bilevel.hypergradients.unrolled import Unrolled
-from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
 from bilevel.torch_optimizers import from_torch
 from bilevel.tree import Tree
 
 
 @dataclass(frozen=True)
-class NextStep:
+class NextStep(Method):
     """`dF(w + U(df/dw, s, w), a)/da`, U the update of a torch optimizer at its present rates and state s (moments).
 
     It is `Unrolled(rule, steps, state=state)` with the twin of the optimizer, made anew at every call: schedules of
@@ -45,7 +45,7 @@ class NextStep:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
+        require_counts(steps=self.steps)
 
     def twin(self, inner: Tree) -> tuple[Any, Any]:
         """The differentiable rule for the variables of `inner`, and its state now.
@@ -61,9 +61,7 @@ class NextStep:
                 "for instance method=Unrolled(bilevel.sgd(lr)) or method='conjugate_gradient'."
             ) from error
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Unroll and differentiate; see the class."""
-        rule, state = self.twin(inner)
-        return Unrolled(rule, self.steps, state=state)(problem, inner, outer, inner_batches, outer_batch)
+        rule, state = self.twin(at.inner)
+        return Unrolled(rule, self.steps, state=state).estimate(at)

@@ -6,17 +6,17 @@ to inner variables of their own, which stand in `Hypergradient.inner`. `BilevelT
 """
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
-from bilevel.hypergradients.inner_steps import check_optimizer, check_steps, run_plain, starting_point
+from bilevel.hypergradients.base import Method, assemble, require_counts, require_positive
+from bilevel.hypergradients.inner_steps import SteppingMethod, run_plain, starting_point
+from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike
-from bilevel.problem import BilevelProblem, evaluate, mean_inner_loss
+from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, detach, dot, gradient, map_leaves, norm, scale, subtract
 
@@ -71,7 +71,7 @@ class _Remembering:
 
 
 @dataclass(frozen=True)
-class F2SA(_Remembering):
+class F2SA(SteppingMethod, _Remembering):
     """`dF/da(y) + l [df/da(y) - df/da(z)]` with y = argmin F + l f and z = argmin f, each by T steps from w.
 
     By the envelope theorem it is the gradient of min_w [F + l (f - v)], whose distance to the hypergradient is O(1/l).
@@ -86,39 +86,35 @@ class F2SA(_Remembering):
     Source: Kwon et al. (F2SA, ICML 2023).
     """
 
-    optimizer: OptimizerLike
     steps: int = 10
     penalty: float = 1.0
     growth: float = 0.0
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_optimizer(self.optimizer)
-        _check_positive("penalty", self.penalty)
+        super().__post_init__()
+        require_positive(penalty=self.penalty)
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Solve both inner problems; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
+        problem = at.problem
         self.memory.turn_to(problem)
         weight = self.penalty + self.growth * self.memory.calls
 
         def penalised(w: Tree, a: Tree, batch: Any) -> Tensor:
             # Divided by 1 + l: the minimiser stays, and one step size serves every l.
-            return (problem.outer_loss(w, a, outer_batch) + weight * problem.inner_loss(w, a, batch)) / (1 + weight)
+            return (problem.outer_loss(w, a, at.outer_batch) + weight * problem.inner_loss(w, a, batch)) / (1 + weight)
 
-        both = BilevelProblem(penalised, problem.outer_loss, problem.lead)
-        y, z = (_descend(self.optimizer, self.steps, p, inner, outer, batches) for p in (both, problem))
-        gap = subtract(_outer_slope(problem, y, outer, batches), _outer_slope(problem, z, outer, batches))
+        both = replace(at, problem=replace(problem, inner_loss=penalised))
+        y, z = (_descend(instance, self.optimizer, self.steps) for instance in (both, at))
+        gap = subtract(_outer_slope(at, y), _outer_slope(at, z))
         self.memory.calls += 1
         stats = {"method": "f2sa", "penalty": weight, "steps": self.steps}
-        return _penalised(problem, y, outer, outer_batch, scale(weight, gap), stats)
+        return assemble(at.outer_gradients(y), scale(weight, gap), stats, inner=y)
 
 
 @dataclass(frozen=True)
-class BOME:
+class BOME(SteppingMethod):
     """`dF/da + l dq/da` with q = f(w, a) - f(w_T, a), w_T after T inner steps, held constant.
 
     l = max((control |grad q|^2 - <grad F, grad q>) / |grad q|^2, 0), gradients over (w, a) together, is the least
@@ -134,28 +130,23 @@ class BOME:
     Source: Ye et al. (BOME, NeurIPS 2022).
     """
 
-    optimizer: OptimizerLike
     steps: int = 10
     control: float = 0.5
     step_size: float = 0.0
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_optimizer(self.optimizer)
-        _check_positive("control", self.control)
+        super().__post_init__()
+        require_positive(control=self.control)
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Look ahead, then weigh both gradients; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
-        ahead = _descend(self.optimizer, self.steps, problem, inner, outer, batches)
-        w, a = as_variables(inner), as_variables(outer)
-        here = mean_inner_loss(problem, w, a, batches)
+        ahead = _descend(at, self.optimizer, self.steps)
+        w, a = at.variables()
+        here = at.inner_loss(w, a)
         q_w, q_a = gradient(here, (w, a))
-        q_a = subtract(q_a, _outer_slope(problem, ahead, outer, batches))
-        outer_part = outer_gradients(problem, inner, outer, outer_batch)
-        lead = problem.lead
+        q_a = subtract(q_a, _outer_slope(at, ahead))
+        outer_part = at.outer_gradients()
+        lead = at.problem.lead
         squared = dot(q_w, q_w, lead) + dot(q_a, q_a, lead)
         along = dot(outer_part.inner, q_w, lead) + dot(outer_part.direct, q_a, lead)
         flat = squared <= torch.finfo(squared.dtype).tiny
@@ -163,12 +154,13 @@ class BOME:
         weight = torch.where(flat, torch.zeros_like(squared), needed.clamp(min=0))
         move = add(outer_part.inner, scale(weight, q_w))
         stats = {"method": "bome", "multiplier": weight, "steps": self.steps, "inner_loss": here.detach()}
-        found = assemble(outer_part, scale(weight, q_a), stats | {"inner_gradient_norm": norm(q_w, lead)})
-        return replace(found, inner=subtract(inner, scale(self.step_size, move))) if self.step_size else found
+        stats |= {"inner_gradient_norm": norm(q_w, lead)}
+        moved = subtract(at.inner, scale(self.step_size, move)) if self.step_size else None
+        return assemble(outer_part, scale(weight, q_a), stats, inner=moved)
 
 
 @dataclass(frozen=True)
-class MESO(_Remembering):
+class MESO(Method, _Remembering):
     """`dF/da(w) + c [df/da(w) - df/da(u)]`, u following the Moreau envelope of f at w: a single loop.
 
     The envelope v_g(w, a) = min_u f(u, a) + |u - w|^2 / (2 g) replaces the value function, which needs no convex f.
@@ -196,63 +188,45 @@ class MESO(_Remembering):
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_steps("rounds", self.rounds)
-        for name in ("inner_step", "step_size", "radius", "penalty"):
-            _check_positive(name, getattr(self, name))
+        require_counts(rounds=self.rounds)
+        require_positive(inner_step=self.inner_step, step_size=self.step_size, radius=self.radius, penalty=self.penalty)
         if not 0 <= self.power < 0.5:
             raise ValueError(f"`power` must lie in [0, 0.5), got {self.power}.")
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Move both companions; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
-        self.memory.turn_to(problem)
+        self.memory.turn_to(at.problem)
         c = self.penalty * (self.memory.calls + 1) ** self.power
-        w = detach(inner)
+        w, outer = at.constants()
         u = w if self.memory.companion is None else map_leaves(lambda x, y: x.to(y), self.memory.companion, w)
         for _ in range(self.rounds):
             pull = scale(1 / self.radius, subtract(u, w))
-            u = subtract(u, scale(self.inner_step, add(_inner_slope(problem, u, outer, batches), pull)))
+            u = subtract(u, scale(self.inner_step, add(_inner_slope(at, u), pull)))
             variables = as_variables(w)
-            own = gradient(evaluate(problem, "outer_loss", variables, detach(outer), outer_batch), variables)
-            slope = add(scale(1 / c, own), _inner_slope(problem, w, outer, batches))
+            own = gradient(at.outer_loss(variables, outer), variables)
+            slope = add(scale(1 / c, own), _inner_slope(at, w))
             slope = subtract(slope, scale(1 / self.radius, subtract(w, u)))
             w = subtract(w, scale(self.step_size, slope))
         self.memory.calls += 1
         self.memory.companion = u
-        gap = subtract(_outer_slope(problem, w, outer, batches), _outer_slope(problem, u, outer, batches))
+        gap = subtract(_outer_slope(at, w), _outer_slope(at, u))
         stats = {"method": "meso", "penalty": c, "rounds": self.rounds}
-        return _penalised(problem, w, outer, outer_batch, scale(c, gap), stats)
+        return assemble(at.outer_gradients(w), scale(c, gap), stats, inner=w)
 
 
-def _penalised(
-    problem: BilevelProblem, inner: Tree, outer: Tree, outer_batch: Any, indirect: Tree, stats: dict[str, Any]
-) -> Hypergradient:
-    """The record of a method whose inner variables are its own."""
-    return replace(assemble(outer_gradients(problem, inner, outer, outer_batch), indirect, stats), inner=inner)
+def _descend(at: Instance, optimizer: OptimizerLike, steps: int) -> Tree:
+    """The inner variables after plain steps from the given ones, as constants."""
+    point = starting_point(optimizer, *at.constants())
+    return detach(run_plain(at, optimizer, point, range(steps)).inner)
 
 
-def _descend(
-    optimizer: OptimizerLike, steps: int, problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]
-) -> Tree:
-    """The inner variables after plain steps from `inner`, as constants."""
-    point = starting_point(optimizer, inner, detach(outer))
-    return detach(run_plain(problem, optimizer, point, outer, batches, range(steps)).inner)
-
-
-def _outer_slope(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tree:
+def _outer_slope(at: Instance, inner: Tree) -> Tree:
     """df/da at constant w."""
-    a = as_variables(outer)
-    return gradient(mean_inner_loss(problem, detach(inner), a, batches), a)
+    a = as_variables(at.outer)
+    return gradient(at.inner_loss(detach(inner), a), a)
 
 
-def _inner_slope(problem: BilevelProblem, inner: Tree, outer: Tree, batches: list[Any]) -> Tree:
+def _inner_slope(at: Instance, inner: Tree) -> Tree:
     """df/dw at constant a."""
     w = as_variables(inner)
-    return gradient(mean_inner_loss(problem, w, detach(outer), batches), w)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"`{name}` must be positive, got {value}.")
+    return gradient(at.inner_loss(w, detach(at.outer)), w)

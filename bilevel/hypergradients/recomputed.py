@@ -2,37 +2,37 @@
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.base import assemble, require_dependence
 from bilevel.hypergradients.inner_steps import (
     Point,
     RandomState,
     Start,
     StepFacts,
+    SteppingMethod,
     as_leaves,
-    check_optimizer,
-    check_steps,
     device_of,
     starting_point,
     tensors_of,
     warn_if_not_repeated,
     zero_cotangents,
 )
+from bilevel.hypergradients.instance import Instance
 from bilevel.hypergradients.product_choice import PRODUCTS, ProductChoice
 from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
-from bilevel.problem import BilevelProblem, evaluate
+from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, rebuild, vector_jacobian, zeros_like
 
 
 @dataclass(frozen=True)
-class RecomputedUnrolled:
+class RecomputedUnrolled(SteppingMethod):
     """The same value as `Unrolled`, with the memory of one inner graph and T gradients.
 
     That is less where the activations of a step outweigh its parameters, as in convolutional nets; where the parameters
@@ -69,8 +69,6 @@ class RecomputedUnrolled:
     Source: Maclaurin, Duvenaud and Adams (2015) for the adjoint; the replay from gradients needs no reversible step.
     """
 
-    optimizer: OptimizerLike
-    steps: int
     products: str = "auto"
     start: Start | None = None
     state: Any = None
@@ -79,40 +77,35 @@ class RecomputedUnrolled:
     )
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_optimizer(self.optimizer)
+        super().__post_init__()
         if self.products not in ("auto", *PRODUCTS):
             raise ValueError(f"`products` must be auto, {' or '.join(PRODUCTS)}, got {self.products!r}.")
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Sweep forwards, then backwards; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
-        a = as_variables(outer)
-        beginning = starting_point(self.optimizer, inner, a, self.start, self.state)
-        sweep = _Sweep(problem, self.optimizer, detach(outer), batches, self.steps)
+        a = as_variables(at.outer)
+        beginning = starting_point(self.optimizer, at.inner, a, self.start, self.state)
+        sweep = _Sweep(at, self.optimizer, self.steps)
         final = sweep.forward(as_leaves(beginning))
-        outer_part = outer_gradients(problem, final.inner, outer, outer_batch)
-        choices = self._choices.setdefault(problem, {whole: ProductChoice(self.products) for whole in (True, False)})
+        outer_part = at.outer_gradients(final.inner)
+        choices = self._choices.setdefault(at.problem, {whole: ProductChoice(self.products) for whole in (True, False)})
         cotangents, indirect = sweep.backward(
             zero_cotangents(final, outer_part.inner), choices, through_start=self.start is not None
         )
         if self.start is not None:
-            indirect = add(indirect, vector_jacobian(beginning.inner, a, rebuild(inner, cotangents)))
+            indirect = add(indirect, vector_jacobian(beginning.inner, a, rebuild(at.inner, cotangents)))
         assert sweep.facts is not None
         used = choices[self.steps > 1 or self.start is not None].used
-        stats = sweep.facts.stats("recomputed", self.steps, problem.lead) | {"products": used}
+        stats = sweep.facts.stats("recomputed", self.steps, at.problem.lead) | {"products": used}
         return assemble(outer_part, indirect, stats)
 
 
 class _Sweep:
     """One pass forwards and one backwards over the steps of an inner optimizer."""
 
-    def __init__(
-        self, problem: BilevelProblem, optimizer: OptimizerLike, outer: Tree, batches: list[Any], steps: int
-    ) -> None:
-        self.problem, self.optimizer, self.outer, self.batches, self.steps = problem, optimizer, outer, batches, steps
+    def __init__(self, at: Instance, optimizer: OptimizerLike, steps: int) -> None:
+        self.at, self.optimizer, self.steps = at, optimizer, steps
+        self.outer = detach(at.outer)
         self.segment = max(round(math.sqrt(steps)), 1)
         self.kept: dict[int, Point] = {}
         self.history: list[Tensor] = []
@@ -129,9 +122,8 @@ class _Sweep:
             if t % self.segment == 0:
                 self.kept[t] = point
             self.random.append(RandomState.capture(device_of(point.inner)))
-            loss = evaluate(self.problem, "inner_loss", point.inner, self.outer, self._batch(t))
-            if not loss.requires_grad:
-                raise ValueError("`inner_loss` does not depend on the inner variables: is something detached in it?")
+            loss = self.at.inner_loss_at(t, point.inner, self.outer)
+            require_dependence(loss)
             self.losses.append(loss.detach())
             grads = gradient(loss, point.inner)
             for block, g in zip(self.history, leaves(grads), strict=True):
@@ -190,7 +182,7 @@ class _Sweep:
 
         def loss(w: Tree, a: Tree) -> Tensor:
             with self.random[t].replayed():
-                value = evaluate(self.problem, "inner_loss", w, a, self._batch(t), second_order=True)
+                value = self.at.inner_loss_at(t, w, a, second_order=True)
             if w is inner and a is outer:  # not inside a functional transform, whose values cannot leave it
                 self.again[t] = value.detach()
             return value
@@ -199,6 +191,3 @@ class _Sweep:
 
     def _gradient(self, t: int, like: Point) -> Tree:
         return rebuild(like.inner, [block[t] for block in self.history])
-
-    def _batch(self, t: int) -> Any:
-        return self.batches[t % len(self.batches)]

@@ -1,20 +1,19 @@
 """Scalable meta learning: the one-step form with the optimizer's own scaling and a finite difference."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.base import Method, assemble, require_positive
 from bilevel.hypergradients.finite_difference import difference_product
 from bilevel.hypergradients.inner_steps import check_optimizer, starting_point
+from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike, bind
-from bilevel.problem import BilevelProblem, mean_inner_loss
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, as_variables, detach, gradient, norm, vector_jacobian
+from bilevel.tree import as_variables, gradient, norm, vector_jacobian
 
 
 @dataclass(frozen=True)
-class SAMA:
+class SAMA(Method):
     """`dF/da + (d2f / da dw) v` with `v = (dU/dg)' dF/dw`, U(g) the update of the inner optimizer at gradient g.
 
     It is the derivative of F after one step w + U(df/dw), so it equals `Unrolled(optimizer, 1)` but for the finite
@@ -37,26 +36,23 @@ class SAMA:
 
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
-        if not self.radius > 0:
-            raise ValueError(f"`radius` must be positive, got {self.radius}.")
+        require_positive(radius=self.radius)
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Evaluate four gradients; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
-        outer_part = outer_gradients(problem, inner, outer, outer_batch)
-        point = starting_point(self.optimizer, inner, detach(outer), state=self.state)
-        loss = mean_inner_loss(problem, point.inner, detach(outer), batches)
+        outer_part = at.outer_gradients()
+        inner, outer = at.constants()
+        point = starting_point(self.optimizer, inner, outer, state=self.state)
+        loss = at.inner_loss(point.inner, outer)
         grads = as_variables(gradient(loss, point.inner))
-        rule = bind(self.optimizer, detach(outer))
+        rule = bind(self.optimizer, outer)
         updates, _ = rule.update(grads, point.state, params=point.inner, inplace=False)
         adapted = vector_jacobian(updates, grads, outer_part.inner)
-        product, epsilon = difference_product(problem, inner, outer, batches, adapted, self.radius)
+        product, epsilon = difference_product(at, adapted, self.radius)
         stats = {
             "method": "sama",
             "epsilon": epsilon,
             "inner_loss": loss.detach(),
-            "inner_gradient_norm": norm(grads, problem.lead).detach(),
+            "inner_gradient_norm": norm(grads, at.problem.lead).detach(),
         }
         return assemble(outer_part, product, stats)

@@ -1,22 +1,20 @@
 """Hypergradients by reverse mode through the steps of an inner optimizer: full, truncated, recomputed."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bilevel.hypergradients.base import assemble, checked_batches, outer_gradients
+from bilevel.hypergradients.base import assemble, require_counts
 from bilevel.hypergradients.inner_steps import (
     Point,
     RandomState,
     Start,
     StepFacts,
+    SteppingMethod,
     add_into,
     as_leaves,
-    check_optimizer,
-    check_steps,
     device_of,
     inner_step,
     run_plain,
@@ -25,14 +23,14 @@ from bilevel.hypergradients.inner_steps import (
     warn_if_not_repeated,
     zero_cotangents,
 )
+from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike, bind
-from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
-from bilevel.tree import Tree, add, as_variables, detach, leaves, rebuild, vector_jacobian, zeros_like
+from bilevel.tree import Tree, add, as_variables, leaves, rebuild, vector_jacobian, zeros_like
 
 
 @dataclass(frozen=True)
-class Unrolled:
+class Unrolled(SteppingMethod):
     """Exact derivative of F(w_T(a), a), where w_T is the T-th iterate of an inner optimizer started at `inner`.
 
     w_{t+1} = w_t + U(df/dw(w_t, a; batch_t), s_t, w_t); the result is
@@ -53,27 +51,19 @@ class Unrolled:
     for the initialisation.
     """
 
-    optimizer: OptimizerLike
     steps: int = 1
     start: Start | None = None
     state: Any = None
 
-    def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_optimizer(self.optimizer)
-
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Unroll and differentiate; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
-        a = as_variables(outer)
-        point = starting_point(self.optimizer, inner, a, self.start, self.state)
-        return _reverse(problem, self.optimizer, point, a, batches, outer_batch, range(self.steps))
+        a = as_variables(at.outer)
+        point = starting_point(self.optimizer, at.inner, a, self.start, self.state)
+        return _reverse(at, self.optimizer, point, a, range(self.steps))
 
 
 @dataclass(frozen=True)
-class TruncatedUnrolled:
+class TruncatedUnrolled(SteppingMethod):
     """Derivative through the last K of T inner steps: the first T - K are taken, but held constant.
 
     For an inner problem with curvature between m and L and gradient descent of step s <= 1/L, the neglected part is at
@@ -89,30 +79,25 @@ class TruncatedUnrolled:
     Source: Shaban et al. (2019), K-truncated back-propagation.
     """
 
-    optimizer: OptimizerLike
-    steps: int
     last: int
     state: Any = None
 
     def __post_init__(self) -> None:
-        check_steps("last", self.last)
-        check_optimizer(self.optimizer)
+        super().__post_init__()
+        require_counts(last=self.last)
         if self.last > self.steps:
             raise ValueError(f"`last` must be at most `steps` (= {self.steps}), got {self.last}.")
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Step, then unroll and differentiate; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
         kept = range(self.steps - self.last, self.steps)
-        point = starting_point(self.optimizer, inner, outer, state=self.state)
-        point = run_plain(problem, self.optimizer, point, outer, batches, range(kept.start))
-        return _reverse(problem, self.optimizer, point, as_variables(outer), batches, outer_batch, kept)
+        point = starting_point(self.optimizer, at.inner, at.outer, state=self.state)
+        point = run_plain(at, self.optimizer, point, range(kept.start))
+        return _reverse(at, self.optimizer, point, as_variables(at.outer), kept)
 
 
 @dataclass(frozen=True)
-class CheckpointedUnrolled:
+class CheckpointedUnrolled(SteppingMethod):
     """The same value as `Unrolled` in less memory: inner graphs are recomputed segment by segment.
 
     The forward sweep keeps (w_t, s_t) at every `every`-th step. The backward sweep takes the segments in reverse order,
@@ -130,23 +115,19 @@ class CheckpointedUnrolled:
     Source: Griewank and Walther (2000), one-level checkpointing; Franceschi et al. (2017) for hypergradients.
     """
 
-    optimizer: OptimizerLike
-    steps: int
     every: int | None = None
     start: Start | None = None
     state: Any = None
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
-        check_steps("every", 1 if self.every is None else self.every)
-        check_optimizer(self.optimizer)
+        super().__post_init__()
+        if self.every is not None:
+            require_counts(every=self.every)
 
-    def __call__(
-        self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
-    ) -> Hypergradient:
+    def estimate(self, at: Instance) -> Hypergradient:
         """Sweep forwards, then backwards; see the class."""
-        batches = checked_batches(inner, outer, inner_batches)
         every = self.every or max(round(math.sqrt(self.steps)), 1)
+        inner, outer = at.inner, at.outer
         a = as_variables(outer)
         beginning = starting_point(self.optimizer, inner, a, self.start, self.state)
         point = as_leaves(beginning)
@@ -156,19 +137,19 @@ class CheckpointedUnrolled:
         points, random = [point], []
         for segment in segments[:-1]:
             random.append(RandomState.capture(device_of(inner)))
-            points.append(run_plain(problem, self.optimizer, points[-1], a, batches, segment))
+            points.append(run_plain(at, self.optimizer, points[-1], segment))
 
         def with_graph(begin: Point, segment: range) -> tuple[Point, StepFacts]:
             end, rule = begin, bind(self.optimizer, a)
             for t in segment:
-                end, facts = inner_step(problem, rule, end, a, batches[t % len(batches)], create_graph=True)
+                end, facts = inner_step(at, rule, end, a, t, create_graph=True)
             return end, facts
 
         begin = points.pop()
         after = leaves(begin.inner)
         end, facts = with_graph(begin, segments[-1])
-        outer_part = outer_gradients(problem, detach(end.inner), outer, outer_batch)
-        stats = facts.stats("checkpointed", self.steps, problem.lead) | {"every": every}
+        outer_part = at.outer_gradients(end.inner)
+        stats = facts.stats("checkpointed", self.steps, at.problem.lead) | {"every": every}
         cotangents, part = _pull_back(end, begin, a, zero_cotangents(end, outer_part.inner))
         indirect = add_into(zeros_like(outer), part)
         for segment in reversed(segments[:-1]):
@@ -197,20 +178,13 @@ def _pull_back(end: Point, begin: Point, outer: Tree, cotangents: list[Any]) -> 
     return first, list(grads[n:])
 
 
-def _reverse(
-    problem: BilevelProblem,
-    optimizer: OptimizerLike,
-    point: Point,
-    outer: Tree,
-    batches: Sequence[Any],
-    outer_batch: Any,
-    kept: range,
-) -> Hypergradient:
+def _reverse(at: Instance, optimizer: OptimizerLike, point: Point, outer: Tree, kept: range) -> Hypergradient:
     """Differentiate through the steps `kept`, from `point` on, with respect to the variables `outer`."""
     rule = bind(optimizer, outer)
     for t in kept:
-        point, facts = inner_step(problem, rule, point, outer, batches[t % len(batches)], create_graph=True)
-    outer_part = outer_gradients(problem, detach(point.inner), outer, outer_batch)
+        point, facts = inner_step(at, rule, point, outer, t, create_graph=True)
+    outer_part = at.outer_gradients(point.inner)
     indirect = vector_jacobian(point.inner, outer, outer_part.inner)
     name = "truncated" if kept.start else "unrolled"
-    return assemble(outer_part, indirect, facts.stats(name, kept.stop, problem.lead) | {"differentiated": len(kept)})
+    stats = facts.stats(name, kept.stop, at.problem.lead) | {"differentiated": len(kept)}
+    return assemble(outer_part, indirect, stats)
