@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import Call, Case, seconds
+from timing import Call, Case, carried, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,7 +117,7 @@ def digits(rule: str, steps: int, seed: int = 0) -> Case:
         return {k: v.detach() for k, v in p.items()}
 
     def ours(method: Any) -> Call:
-        return lambda: hypergradient(problem, w, a, [None], None, method).value
+        return carried(lambda state: hypergradient(problem, w, a, [None], None, method, state=state))
 
     def implicit(method: Any) -> Call:
         return lambda: hypergradient(problem, train(), a, [None], None, method).value

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from hyper_cleaning import Digits, cg_by_hand, digits
-from timing import Call, Case, seconds
+from timing import Call, Case, carried, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,7 +66,7 @@ def ridge(steps: int = 100) -> Case:
         return -torch.autograd.grad(slope, p, solution)[0]
 
     def ours(method: Any, start: Tensor = w) -> Call:
-        return lambda: hypergradient(problem, start, a, [None], None, method).value
+        return carried(lambda state: hypergradient(problem, start, a, [None], None, method, state=state))
 
     calls: dict[tuple[str, str], Call] = {
         ("bilevel", "CG, 20"): ours(Implicit(ConjugateGradient(k, rtol=0.0), warn=False)),
@@ -142,7 +142,8 @@ def convolutions(steps: int = 4) -> Case:
             optimizer.step()
 
     def ours(method: Any) -> Call:
-        return lambda: ravel(hypergradient(problem, w, a, [(x, y)], (x, y), method).value)
+        call = carried(lambda state: hypergradient(problem, w, a, [(x, y)], (x, y), method, state=state))
+        return lambda: ravel(call())
 
     calls: dict[tuple[str, str], Call] = {
         ("bilevel", "full unroll"): ours(Unrolled(rule, steps)),

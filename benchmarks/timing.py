@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bilevel import Hypergradient
+
 Call = Callable[[], Any]
 
 
@@ -42,3 +44,16 @@ def timed(call: Call) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def carried(call: Callable[[Any], Hypergradient]) -> Call:
+    """A function of a method's state as a call that goes on from the state of the call before; returns the value."""
+    state: Any = None
+
+    def run() -> Any:
+        nonlocal state
+        found = call(state)
+        state = found.state
+        return found.value
+
+    return run

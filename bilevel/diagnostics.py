@@ -1,6 +1,5 @@
 """Check a hypergradient on one's own problem: against a reference method and against finite differences."""
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import optree
 import torch
 
-from bilevel.hypergradients import HypergradientMethod, HypergradientWarning, Unrolled, hypergradient, resolve_method
+from bilevel.hypergradients import HypergradientMethod, HypergradientWarning, Unrolled, hypergradient
 from bilevel.hypergradients.inner_steps import RandomState, Start, device_of, run_plain, starting_point
 from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike
@@ -62,6 +61,7 @@ def check_hypergradient(
     steps: int = 1,
     start: Start | None = None,
     state: Any = None,
+    method_state: Any = None,
     directions: int = 3,
     step: float | None = None,
     seed: int = 0,
@@ -71,8 +71,8 @@ def check_hypergradient(
     The differences are taken along the reference itself, where a wrong length or sign shows at any number of variables,
     and along random signs on every leaf of the outer tree (on eight groups of leaves if there are more), where missing
     parts show. Each is judged beside the directional derivative itself, not beside |reference|, which is larger by the
-    root of the number of variables. Every evaluation draws the same random numbers from torch's generators, and neither
-    they nor what the method remembers between calls are changed.
+    root of the number of variables. Every evaluation draws the same random numbers from torch's generators, which end
+    up as they were.
 
     Args:
         problem: the two losses.
@@ -85,6 +85,7 @@ def check_hypergradient(
         steps: inner steps of the reference.
         start: `start(inner, outer) -> inner`, where the reference begins; None begins at `inner` (see `Unrolled`).
         state: optimizer state the reference begins with; None starts afresh.
+        method_state: what the method carries from its last call, see `hypergradient`; None begins anew.
         directions: random directions on every leaf or group.
         step: half width of the differences, relative to each leaf's root mean square (to 1 where that is zero). None
             takes eps^(1/4) of the coarsest dtype, 1.2e-4 in float64 and 1.9e-2 in float32: truncation, O(step^2), and
@@ -109,8 +110,8 @@ def check_hypergradient(
     reference = Unrolled(optimizer, steps, start=start, state=state)
     with random.replayed(), _quietly():
         exact = hypergradient(problem, inner, outer, batches, outer_batch, reference)
-    with random.replayed(), _quietly(), _remembering_nothing(resolve_method(method)) as checked:
-        found = hypergradient(problem, inner, outer, batches, outer_batch, checked)
+    with random.replayed(), _quietly():
+        found = hypergradient(problem, inner, outer, batches, outer_batch, method, state=method_state)
 
     def value(a: Tree) -> float:
         """F after real inner steps at these outer variables."""
@@ -149,20 +150,6 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HypergradientWarning)
         yield
-
-
-@contextmanager
-def _remembering_nothing(method: HypergradientMethod) -> Iterator[HypergradientMethod]:
-    """Afterwards what the method remembers is as it was."""
-    keeper: Any = method
-    if not hasattr(keeper, "state_dict"):
-        yield method
-        return
-    before = copy.deepcopy(keeper.state_dict())
-    try:
-        yield method
-    finally:
-        keeper.load_state_dict(before)
 
 
 def _directions(outer: Tree, reference: Tree, count: int, seed: int) -> Iterator[tuple[str, Tree]]:

@@ -18,7 +18,7 @@ from bilevel.hypergradients import (
     resolve_method,
 )
 from bilevel.modules import ModuleLoss, parameters_of, problem_from_modules
-from bilevel.results import Hypergradient
+from bilevel.results import Hypergradient, initial_state
 from bilevel.schedule import Schedule
 
 
@@ -71,6 +71,7 @@ class OuterPhase:
     ) -> None:
         self.inner, self.outer, self.method, self.optimizer = inner, outer, method, optimizer
         self.problem = problem_from_modules(inner, outer, inner_loss, outer_loss)
+        self.method_state = initial_state(method)
         self.schedule, self.shared, self.walks, self.describe_batch = schedule, shared, walks, describe_batch
 
     def batches(self, epoch: int) -> Iterable[tuple[list[Any], Any]]:
@@ -90,12 +91,15 @@ class OuterPhase:
         if not a:  # shared variables only: a direct step, with a constant in place of the outer tree
             a = {"": torch.zeros((), device=next(iter(w.values())).device)}
         try:
-            found = hypergradient(self.problem, w, a, inner_batches, outer_batch, self.method, throw=True)
+            found = hypergradient(
+                self.problem, w, a, inner_batches, outer_batch, self.method, state=self.method_state, throw=True
+            )
         except NotFiniteError as error:
             raise TrainingDiverged(
                 f"{error} in epoch {epoch}, outer step {step}, batch {self.describe_batch(outer_batch)}; no variable "
                 "was changed by it. Lower the learning rates, or check that batch."
             ) from None
+        self.method_state = found.state
         inner_gradients = [p.grad for _, p in self.shared]  # they tell `from_torch` which parameters a step moves
         self.optimizer.zero_grad(set_to_none=True)
         for name, p in self.outer.named_parameters():
@@ -109,6 +113,15 @@ class OuterPhase:
         for (_, p), g in zip(self.shared, inner_gradients, strict=True):
             p.grad = g
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method carries from step to step."""
+        state: dict[str, Any] = self.method_state
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self.method_state = state
 
     @torch.no_grad()
     def _adopt(self, moved: Mapping[str, Tensor]) -> None:

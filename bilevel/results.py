@@ -6,6 +6,12 @@ from typing import Any
 from torch import Tensor
 
 
+def initial_state(carrying: object) -> Any:
+    """What a method or a solver carries to its first call: that of its `init()`, or None if it carries nothing."""
+    init: Any = getattr(carrying, "init", None)
+    return None if init is None else init()
+
+
 @dataclass(frozen=True)
 class SolveResult:
     """Outcome of solving H v = b.
@@ -17,6 +23,7 @@ class SolveResult:
         converged: whether ||H v - b|| <= tolerance was reached, as a 0-d bool tensor.
         minimum_curvature: smallest p'Hp / p'p seen along a direction p, as a 0-d tensor; negative means that H is not
             positive definite. NaN where the method sees no such direction.
+        state: what a solver with `init` carries to its next call; None for the others.
     """
 
     value: Tensor
@@ -24,6 +31,7 @@ class SolveResult:
     residual_norm: Tensor
     converged: Tensor
     minimum_curvature: Tensor
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Hypergradient:
         stats: facts about the computation (steps, products, residual norm, curvature), by name.
         inner: the inner variables that a penalty method has moved to, and at which its value belongs; None for methods
             that leave the inner variables alone.
+        state: what a method with `init` carries to its next call, as plain data; None for the others.
     """
 
     value: Any
@@ -51,3 +60,4 @@ class Hypergradient:
     outer_loss: Tensor
     stats: dict[str, Any] = field(default_factory=dict)
     inner: Any = None
+    state: Any = None

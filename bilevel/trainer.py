@@ -19,9 +19,10 @@ from bilevel.modules import ModuleLoss
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES, resolve_objective
 from bilevel.outer_phase import OuterPhase, method_for
 from bilevel.problem import BilevelProblem
+from bilevel.results import initial_state
 from bilevel.schedule import Schedule
 from bilevel.trainer_checks import check_inner_optimizer, check_not_distributed, check_outer_optimizer
-from bilevel.training_state import collect, from_format_1, load, named_hooks
+from bilevel.training_state import collect, from_format_1, load, named_hooks, with_method
 
 __all__ = ["BilevelTrainer", "TrainingDiverged"]
 
@@ -268,8 +269,8 @@ class BilevelTrainer:
             parts["outer_optimizer"] = self.outer_optimizer
         if self.inner_scheduler is not None:
             parts["inner_scheduler"] = self.inner_scheduler
-        if hasattr(self.method, "state_dict"):
-            parts["method"] = self.method
+        if self._outer_phase is not None and self._outer_phase.method_state is not None:
+            parts["method"] = self._outer_phase
         return parts
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,6 +287,7 @@ class BilevelTrainer:
         if state.get("format") == 1:
             taken = {"inner": self.schedule.inner_batches, "outer": 1}
             state = from_format_1(state, self.hooks, self._walks, taken)
+        state = with_method(state, None if self._outer_phase is None else initial_state(self.method))
         load(state, self._parts(), self._walks, self.config)
         self.epoch, self.history = state["epoch"], [dict(entry) for entry in state["history"]]
         self._unfinished = None

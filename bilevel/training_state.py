@@ -122,6 +122,20 @@ def from_format_1(
     return {**rest, "format": FORMAT, "parts": parts, "walks": begun, "generators": generators}
 
 
+def with_method(state: Mapping[str, Any], initial: Any) -> Mapping[str, Any]:
+    """The same with what the hypergradient method carries, as earlier versions wrote it.
+
+    They kept nothing of `RecomputedUnrolled`, which compares its products once more, and an empty state of methods that
+    carry nothing.
+    """
+    parts = dict(_field(state, "parts", Mapping))
+    if initial is not None:
+        parts.setdefault("method", initial)
+    elif parts.get("method") == {}:
+        del parts["method"]
+    return {**state, "parts": parts}
+
+
 def check_state(
     state: Mapping[str, Any], parts: Mapping[str, Any], config: Mapping[str, Any], walks: Iterable[str]
 ) -> None:

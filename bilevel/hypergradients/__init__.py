@@ -1,15 +1,17 @@
 """Hypergradient methods: one idea a file, one signature, one door (`hypergradient`)."""
 
 from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning, NotFiniteError
+from bilevel.hypergradients.bome import BOME
 from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
 from bilevel.hypergradients.evolution_strategies import EvolutionStrategies
+from bilevel.hypergradients.f2sa import F2SA
 from bilevel.hypergradients.finite_difference import FiniteDifference
 from bilevel.hypergradients.fixed_point import FixedPoint
 from bilevel.hypergradients.forward_mode import ForwardUnrolled
 from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
+from bilevel.hypergradients.meso import MESO
 from bilevel.hypergradients.next_step import NextStep
-from bilevel.hypergradients.penalty import BOME, F2SA, MESO
 from bilevel.hypergradients.recomputed import RecomputedUnrolled
 from bilevel.hypergradients.sama import SAMA
 from bilevel.hypergradients.trajectory import AggregatedUnrolled, PessimisticUnrolled

@@ -23,7 +23,12 @@ class NotFiniteError(FloatingPointError):
 
 
 class HypergradientMethod(Protocol):
-    """One signature for every method; `hypergradient` calls it, and checks the arguments before."""
+    """One signature for every method; `hypergradient` calls it, and checks the arguments before.
+
+    A method that carries something from one call to the next has `init() -> state` too, takes `state` as its sixth
+    argument (None begins anew) and returns the new one as `Hypergradient.state`. A state is plain data that belongs to
+    one problem: None, or a dict of tensors, numbers, strings and containers of them.
+    """
 
     def __call__(
         self, problem: BilevelProblem, inner: Tree, outer: Tree, inner_batches: Sequence[Any], outer_batch: Any
@@ -33,7 +38,7 @@ class HypergradientMethod(Protocol):
 
 
 class Method(ABC):
-    """Base of the methods here: a dataclass of settings, and one function that estimates."""
+    """Base of the methods that carry nothing: a dataclass of settings, and one function that estimates."""
 
     @abstractmethod
     def estimate(self, at: Instance) -> Hypergradient:
@@ -46,8 +51,43 @@ class Method(ABC):
         return self.estimate(Instance(problem, inner, outer, list(inner_batches), outer_batch))
 
 
-def assemble(outer: OuterGradients, indirect: Tree, stats: dict[str, Any], inner: Tree | None = None) -> Hypergradient:
-    """Add direct and indirect terms and pack the record; `inner` where a method has moved the inner variables."""
+class StatefulMethod(ABC):
+    """Base of the methods that carry something from call to call."""
+
+    @abstractmethod
+    def init(self) -> Any:
+        """The state before the first call; None where these settings have nothing to carry."""
+
+    @abstractmethod
+    def estimate(self, at: Instance, state: Any) -> Hypergradient:
+        """Estimate dF(w*(a), a)/da near the given inner variables; the new state is in the result."""
+
+    def __call__(
+        self,
+        problem: BilevelProblem,
+        inner: Tree,
+        outer: Tree,
+        inner_batches: Sequence[Any],
+        outer_batch: Any,
+        state: Any = None,
+    ) -> Hypergradient:
+        """See `HypergradientMethod`; `hypergradient` is the function to call."""
+        at = Instance(problem, inner, outer, list(inner_batches), outer_batch)
+        return self.estimate(at, self.init() if state is None else state)
+
+
+def assemble(
+    outer: OuterGradients, indirect: Tree, stats: dict[str, Any], inner: Tree | None = None, state: Any = None
+) -> Hypergradient:
+    """Add direct and indirect terms and pack the record.
+
+    Args:
+        outer: value and gradients of the outer loss.
+        indirect: the indirect term.
+        stats: facts.
+        inner: where the method has moved the inner variables.
+        state: what it carries to its next call.
+    """
     return Hypergradient(
         value=add(outer.direct, indirect),
         direct=outer.direct,
@@ -56,6 +96,7 @@ def assemble(outer: OuterGradients, indirect: Tree, stats: dict[str, Any], inner
         outer_loss=outer.loss,
         stats=stats,
         inner=inner,
+        state=state,
     )
 
 

@@ -52,6 +52,7 @@ def hypergradient(
     outer_batch: Any,
     method: HypergradientMethod | str | None = None,
     *,
+    state: Any = None,
     throw: bool = False,
 ) -> Hypergradient:
     """Derivative of the outer loss at the inner solution with respect to the outer variables.
@@ -64,14 +65,16 @@ def hypergradient(
         outer_batch: batch for the outer loss.
         method: a method object, or one of `conjugate_gradient` (the default), `minres`, `neumann`, `nystrom`,
             `identity`, `gauss_newton`, `gauss_newton_as_published`.
+        state: what the method carries from call to call (`WarmStart`, `F2SA`, `MESO`, `RecomputedUnrolled`): the
+            `.state` of the result before on the same problem. None begins anew; other methods carry nothing.
         throw: raise where the result is not finite, instead of warning.
 
     Returns:
-        `.value`, `.direct` and `.indirect` (trees like `outer`), `.stats`. Nothing passed in is changed.
+        `.value`, `.direct` and `.indirect` (trees like `outer`), `.stats`, `.state`. Nothing passed in is changed.
 
     Raises:
-        ValueError: for an unknown name, an empty tree, no batch, a loss that is not a scalar, or an optimizer that is
-            not differentiable.
+        ValueError: for an unknown name, an empty tree, no batch, a loss that is not a scalar, an optimizer that is not
+            differentiable, or a state of a method that has none.
         NotFiniteError: if the result is not finite and `throw` is set.
         RuntimeError: if it is called inside a loss of another hypergradient, where its derivative would be lost.
 
@@ -95,7 +98,7 @@ def hypergradient(
     at = Instance(problem, inner, outer, list(inner_batches), outer_batch)
     at.check()
     with torch.enable_grad():  # a caller in evaluation mode (no_grad) wants a derivative all the same
-        found = resolve_method(method)(problem, inner, outer, at.inner_batches, outer_batch)
+        found = _call(resolve_method(method), at, state)
     broken = _not_finite(found)
     if broken and throw:
         raise NotFiniteError(f"The hypergradient is not finite in {broken}")
@@ -106,6 +109,20 @@ def hypergradient(
             HypergradientWarning,
             stacklevel=2,
         )
+    return found
+
+
+def _call(method: HypergradientMethod, at: Instance, state: Any) -> Hypergradient:
+    arguments = (at.problem, at.inner, at.outer, at.inner_batches, at.outer_batch)
+    if state is None:
+        return method(*arguments)
+    if not hasattr(method, "init"):
+        raise ValueError(
+            f"`state` was given, but {type(method).__name__} carries none from call to call. The state of an inner "
+            "optimizer is a setting of the method: Unrolled(optimizer, steps, state=...)."
+        )
+    carrying: Any = method
+    found: Hypergradient = carrying(*arguments, state)
     return found
 
 

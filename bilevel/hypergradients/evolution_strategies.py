@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, require_counts, require_positive
-from bilevel.hypergradients.inner_steps import Start, SteppingMethod, run_plain, starting_point
+from bilevel.hypergradients.base import Method, assemble, require_counts, require_positive
+from bilevel.hypergradients.inner_steps import Start, Stepping, run_plain, starting_point
 from bilevel.hypergradients.instance import Instance
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, detach, ravel, unravel
 
 
 @dataclass(frozen=True)
-class EvolutionStrategies(SteppingMethod):
+class EvolutionStrategies(Method, Stepping):
     """`dF/da + mean_i [F(w_T(a + s e_i), a) - F(w_T(a - s e_i), a)] e_i / (2 s)`: no derivative of the inner steps.
 
     The e_i are Gaussian, made orthogonal in groups of m = number of outer variables, so that every full group is a

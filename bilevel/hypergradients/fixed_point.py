@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bilevel.hypergradients.base import Method, assemble
+from bilevel.hypergradients.base import StatefulMethod, assemble
 from bilevel.hypergradients.instance import Instance
-from bilevel.linear_solvers import GMRES, LinearSolver
-from bilevel.results import Hypergradient
+from bilevel.linear_solvers import GMRES, LinearSolver, solve
+from bilevel.results import Hypergradient, initial_state
 from bilevel.tree import Tree, add, leaves, norm, ravel, scale, subtract, unravel, vector_jacobian
 
 UpdateMap = Callable[[Tree, Tree, Any], Tree]
@@ -17,7 +17,7 @@ UpdateMap = Callable[[Tree, Tree, Any], Tree]
 
 
 @dataclass(frozen=True)
-class FixedPoint(Method):
+class FixedPoint(StatefulMethod):
     """`dF/da + (dP/da)' (I - dP/dw)^-T dF/dw` where w = P(w, a).
 
     P is whatever computes the inner solution: a gradient step with momentum, a proximal or a projected step, an
@@ -34,7 +34,11 @@ class FixedPoint(Method):
     update: UpdateMap
     solver: LinearSolver = field(default_factory=lambda: GMRES(max_iter=50))
 
-    def estimate(self, at: Instance) -> Hypergradient:
+    def init(self) -> Any:
+        """The state of the solver."""
+        return initial_state(self.solver)
+
+    def estimate(self, at: Instance, state: Any) -> Hypergradient:
         """Solve and multiply; see the class.
 
         Raises:
@@ -52,7 +56,7 @@ class FixedPoint(Method):
         def matvec(vector: Tensor) -> Tensor:
             return vector - ravel(vector_jacobian(image, w, unravel(vector, w), retain_graph=True))
 
-        solved = self.solver(matvec, ravel(outer_part.inner))
+        solved = solve(self.solver, matvec, ravel(outer_part.inner), state)
         indirect = vector_jacobian(image, a, unravel(solved.value, w))
         stats = {
             "method": "fixed_point",
@@ -61,4 +65,4 @@ class FixedPoint(Method):
             "converged": solved.converged,
             "distance": norm(subtract(image, w)).detach(),
         }
-        return assemble(outer_part, indirect, stats)
+        return assemble(outer_part, indirect, stats, state=solved.state)

@@ -7,8 +7,8 @@ import optree
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble
-from bilevel.hypergradients.inner_steps import Point, Start, SteppingMethod, starting_point
+from bilevel.hypergradients.base import Method, assemble
+from bilevel.hypergradients.inner_steps import Point, Start, Stepping, starting_point
 from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike, apply_updates, bind, composed_rules
 from bilevel.products import push_forward
@@ -17,7 +17,7 @@ from bilevel.tree import Tree, leaves, norm, rebuild
 
 
 @dataclass(frozen=True)
-class ForwardUnrolled(SteppingMethod):
+class ForwardUnrolled(Method, Stepping):
     """The same value as `Unrolled`, carrying dw_t/da along instead of going back.
 
     With w_{t+1} = P(w_t, s_t, a): `Z_{t+1} = dP/d(w, s) Z_t + dP/da`, Z_0 = d(w_0, s_0)/da, and the indirect part is

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from bilevel.attention import composed_attention
-from bilevel.hypergradients.base import Method, assemble, require_dependence, warn_if_unreliable
+from bilevel.hypergradients.base import StatefulMethod, assemble, require_dependence, warn_if_unreliable
 from bilevel.hypergradients.instance import Instance
-from bilevel.linear_solvers import LinearSolver, MatVec
+from bilevel.linear_solvers import LinearSolver, MatVec, solve
 from bilevel.problem import ComposedLoss
 from bilevel.products import InnerCurvature, PredictionCurvature
-from bilevel.results import Hypergradient
+from bilevel.results import Hypergradient, initial_state
 from bilevel.tree import Tree, ravel, scale
 
 
 @dataclass(frozen=True)
-class Implicit(Method):
+class Implicit(StatefulMethod):
     """`dF/da - (d2f / da dw) H^-1 dF/dw` at the given inner variables, H = d2f/dw2.
 
     Exact where df/dw = 0 and H is positive definite. The inner loss is the mean over all `inner_batches`, evaluated
@@ -27,8 +27,8 @@ class Implicit(Method):
     graph, whatever the number of steps that led to `inner`.
 
     Attributes:
-        solver: solves H v = dF/dw (any of `bilevel.linear_solvers`; `WarmStart` keeps v between calls).
-        warn: warn where the system was not solved or negative curvature was met; both stand in `stats` in any case.
+        solver: solves H v = dF/dw (any of `bilevel.linear_solvers`; `WarmStart` carries v from call to call).
+        warn: warn where the system was not solved or negative curvature was met; `stats` holds both in any case.
         curvature: `hessian`, or `gauss_newton` for the generalised Gauss-Newton matrix in its place, which is positive
             semidefinite wherever the loss is convex in the predictions; the inner loss must be a `ComposedLoss`.
 
@@ -43,7 +43,11 @@ class Implicit(Method):
         if self.curvature not in ("hessian", "gauss_newton"):
             raise ValueError(f"`curvature` must be 'hessian' or 'gauss_newton', got {self.curvature!r}.")
 
-    def estimate(self, at: Instance) -> Hypergradient:
+    def init(self) -> Any:
+        """The state of the solver."""
+        return initial_state(self.solver)
+
+    def estimate(self, at: Instance, state: Any) -> Hypergradient:
         """Solve and multiply; see the class.
 
         Raises:
@@ -58,7 +62,7 @@ class Implicit(Method):
         matvec: MatVec = curvature.hessian_product
         if self.curvature == "gauss_newton":
             matvec = _prediction_curvature(at, w, a).product
-        solved = self.solver(matvec, ravel(outer_part.inner, at.problem.lead))
+        solved = solve(self.solver, matvec, ravel(outer_part.inner, at.problem.lead), state)
         indirect = scale(-1.0, curvature.mixed_product(solved.value))
         stats = {
             "method": "implicit",
@@ -72,17 +76,7 @@ class Implicit(Method):
         }
         if self.warn:
             warn_if_unreliable(stats)
-        return assemble(outer_part, indirect, stats)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the solver remembers between calls."""
-        state: dict[str, Any] = self.solver.state_dict() if hasattr(self.solver, "state_dict") else {}
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state of `state_dict`."""
-        if hasattr(self.solver, "load_state_dict"):
-            self.solver.load_state_dict(state)
+        return assemble(outer_part, indirect, stats, state=solved.state)
 
 
 def _prediction_curvature(at: Instance, inner: Tree, outer: Tree) -> PredictionCurvature:

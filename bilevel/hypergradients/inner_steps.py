@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bilevel.hypergradients.base import (
     HypergradientWarning,
-    Method,
     require_counts,
     require_dependence,
 )
@@ -67,8 +66,8 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 @dataclass(frozen=True)
-class SteppingMethod(Method):
-    """Base of the methods that take T inner steps.
+class Stepping:
+    """Settings of the methods that take T inner steps.
 
     Attributes:
         optimizer: a differentiable update rule, or a function `outer -> rule`.

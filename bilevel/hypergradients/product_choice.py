@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,6 +14,19 @@ from bilevel.tree import Tree, leaves
 
 Products = Callable[..., tuple[Tree | None, Tree]]
 PRODUCTS: dict[str, Products] = {"reverse": reverse_over_reverse, "forward": reverse_over_forward}
+
+
+class Trial(TypedDict):
+    """How far the comparison of two products has come: the one settled on, whether they agree, seconds of each."""
+
+    settled: str | None
+    agreed: bool
+    seconds: dict[str, float]
+
+
+def new_trial() -> Trial:
+    """Nothing is known yet."""
+    return {"settled": None, "agreed": False, "seconds": {}}
 
 
 class ProductChoice:
@@ -26,17 +40,26 @@ class ProductChoice:
     cancellation inside the loss. `4 sqrt(eps)` (6e-8 in float64, 1.4e-3 in float32) leaves that a factor of
     `1 / sqrt(eps)`. What differs by more is given up for this problem.
 
-    Attributes:
+    Args:
         wanted: `auto` for the quicker one, `forward` for the forward one, `reverse` for the other without a trial.
+        trial: what earlier calls on the same problem have found; None where nothing needs to be found.
+
+    Attributes:
         used: name of the product that the last call returned.
     """
 
-    def __init__(self, wanted: str) -> None:
+    def __init__(self, wanted: str, trial: Trial | None = None) -> None:
         self.wanted = wanted
         self.used = "reverse"
-        self.settled = "reverse" if wanted == "reverse" else None
-        self._agreed = False
-        self._seconds: dict[str, float] = {}
+        trial = trial or new_trial()
+        self.settled = "reverse" if wanted == "reverse" else trial["settled"]
+        self._agreed = trial["agreed"]
+        self._seconds = dict(trial["seconds"])
+
+    @property
+    def trial(self) -> Trial:
+        """What the calls have found so far."""
+        return {"settled": self.settled, "agreed": self._agreed, "seconds": dict(self._seconds)}
 
     def __call__(
         self, loss: Callable[[Tree, Tree], Tensor], inner: Tree, outer: Tree, vector: Tree, *, hessian: bool

@@ -1,21 +1,20 @@
 """Reverse mode with one inner graph at a time: exact, and small in memory for any number of steps."""
 
 import math
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import assemble, require_dependence
+from bilevel.hypergradients.base import StatefulMethod, assemble, require_dependence
 from bilevel.hypergradients.inner_steps import (
     Point,
     RandomState,
     Start,
     StepFacts,
-    SteppingMethod,
+    Stepping,
     as_leaves,
     device_of,
     starting_point,
@@ -24,15 +23,21 @@ from bilevel.hypergradients.inner_steps import (
     zero_cotangents,
 )
 from bilevel.hypergradients.instance import Instance
-from bilevel.hypergradients.product_choice import PRODUCTS, ProductChoice
+from bilevel.hypergradients.product_choice import PRODUCTS, ProductChoice, Trial, new_trial
 from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
-from bilevel.problem import BilevelProblem
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, rebuild, vector_jacobian, zeros_like
 
 
+class Trials(TypedDict):
+    """State of `RecomputedUnrolled`: of the products with H and the mixed derivative, and of those with it alone."""
+
+    whole: Trial
+    mixed: Trial
+
+
 @dataclass(frozen=True)
-class RecomputedUnrolled(SteppingMethod):
+class RecomputedUnrolled(StatefulMethod, Stepping):
     """The same value as `Unrolled`, with the memory of one inner graph and T gradients.
 
     That is less where the activations of a step outweigh its parameters, as in convolutional nets; where the parameters
@@ -53,10 +58,11 @@ class RecomputedUnrolled(SteppingMethod):
         optimizer: see `Unrolled`.
         steps: T.
         products: `reverse` (reverse over reverse: quick on small dense nets), `forward` (reverse over forward: quick on
-            convolutions with normalisation), or `auto`: the first backward steps on a problem compare and time both,
-            and what was quicker stays. Forward products that are not equal to the reverse ones to rounding (see
-            `ProductChoice`), or that some operation does not offer, are not used. As the two differ by rounding, fix
-            one where runs must repeat bit for bit. `stats["products"]` names the one that was used.
+            convolutions with normalisation), or `auto`: the first backward steps compare and time both, and what was
+            quicker stays. Forward products that are not equal to the reverse ones to rounding (see `ProductChoice`), or
+            that some operation does not offer, are not used. The outcome is the state of the method (`hypergradient`);
+            without it every call compares anew. As the two differ by rounding, fix one where runs must repeat bit for
+            bit. `stats["products"]` names the one that was used.
         start: see `Unrolled`.
         state: see `Unrolled`.
 
@@ -72,23 +78,27 @@ class RecomputedUnrolled(SteppingMethod):
     products: str = "auto"
     start: Start | None = None
     state: Any = None
-    _choices: "weakref.WeakKeyDictionary[BilevelProblem, dict[bool, ProductChoice]]" = field(
-        default_factory=weakref.WeakKeyDictionary, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.products not in ("auto", *PRODUCTS):
             raise ValueError(f"`products` must be auto, {' or '.join(PRODUCTS)}, got {self.products!r}.")
 
-    def estimate(self, at: Instance) -> Hypergradient:
+    def init(self) -> Trials | None:
+        """Both kinds of products are still to be compared; None where there is no choice."""
+        return None if self.products == "reverse" else {"whole": new_trial(), "mixed": new_trial()}
+
+    def estimate(self, at: Instance, state: Trials | None) -> Hypergradient:
         """Sweep forwards, then backwards; see the class."""
         a = as_variables(at.outer)
         beginning = starting_point(self.optimizer, at.inner, a, self.start, self.state)
         sweep = _Sweep(at, self.optimizer, self.steps)
         final = sweep.forward(as_leaves(beginning))
         outer_part = at.outer_gradients(final.inner)
-        choices = self._choices.setdefault(at.problem, {whole: ProductChoice(self.products) for whole in (True, False)})
+        choices = {
+            whole: ProductChoice(self.products, state and state["whole" if whole else "mixed"])
+            for whole in (True, False)
+        }
         cotangents, indirect = sweep.backward(
             zero_cotangents(final, outer_part.inner), choices, through_start=self.start is not None
         )
@@ -97,7 +107,8 @@ class RecomputedUnrolled(SteppingMethod):
         assert sweep.facts is not None
         used = choices[self.steps > 1 or self.start is not None].used
         stats = sweep.facts.stats("recomputed", self.steps, at.problem.lead) | {"products": used}
-        return assemble(outer_part, indirect, stats)
+        after = state and Trials(whole=choices[True].trial, mixed=choices[False].trial)
+        return assemble(outer_part, indirect, stats, state=after)
 
 
 class _Sweep:

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from bilevel.hypergradients.inner_steps import Start, SteppingMethod, run_plain, starting_point
+from bilevel.hypergradients.base import Method
+from bilevel.hypergradients.inner_steps import Start, Stepping, run_plain, starting_point
 from bilevel.hypergradients.instance import Instance
 from bilevel.hypergradients.unrolled import Unrolled
 from bilevel.results import Hypergradient
@@ -13,7 +14,7 @@ from bilevel.tree import Tree, detach
 
 
 @dataclass(frozen=True)
-class PessimisticUnrolled(SteppingMethod):
+class PessimisticUnrolled(Method, Stepping):
     """`Unrolled` with as many steps as make the outer loss largest: K = argmax over t in 1..T of F(w_t(a), a).
 
     Minimising the worst point of the trajectory bounds F at its end, without assuming that the inner problem is convex.
@@ -45,7 +46,7 @@ class PessimisticUnrolled(SteppingMethod):
 
 
 @dataclass(frozen=True)
-class AggregatedUnrolled(SteppingMethod):
+class AggregatedUnrolled(Method, Stepping):
     """`Unrolled` whose inner steps also descend the outer loss: they follow `(1 - r_t) df/dw + r_t dF/dw`.
 
     Where the inner problem has many minima this leads to one that is good for F; with `r_t = ratio / (t + 1)` its

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from bilevel.hypergradients.base import assemble, require_counts
+from bilevel.hypergradients.base import Method, assemble, require_counts
 from bilevel.hypergradients.inner_steps import (
     Point,
     RandomState,
     Start,
     StepFacts,
-    SteppingMethod,
+    Stepping,
     add_into,
     as_leaves,
     device_of,
@@ -30,7 +30,7 @@ from bilevel.tree import Tree, add, as_variables, leaves, rebuild, vector_jacobi
 
 
 @dataclass(frozen=True)
-class Unrolled(SteppingMethod):
+class Unrolled(Method, Stepping):
     """Exact derivative of F(w_T(a), a), where w_T is the T-th iterate of an inner optimizer started at `inner`.
 
     w_{t+1} = w_t + U(df/dw(w_t, a; batch_t), s_t, w_t); the result is
@@ -63,7 +63,7 @@ class Unrolled(SteppingMethod):
 
 
 @dataclass(frozen=True)
-class TruncatedUnrolled(SteppingMethod):
+class TruncatedUnrolled(Method, Stepping):
     """Derivative through the last K of T inner steps: the first T - K are taken, but held constant.
 
     For an inner problem with curvature between m and L and gradient descent of step s <= 1/L, the neglected part is at
@@ -97,7 +97,7 @@ class TruncatedUnrolled(SteppingMethod):
 
 
 @dataclass(frozen=True)
-class CheckpointedUnrolled(SteppingMethod):
+class CheckpointedUnrolled(Method, Stepping):
     """The same value as `Unrolled` in less memory: inner graphs are recomputed segment by segment.
 
     The forward sweep keeps (w_t, s_t) at every `every`-th step. The backward sweep takes the segments in reverse order,

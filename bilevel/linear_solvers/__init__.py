@@ -1,6 +1,6 @@
 """Linear solvers: `solver(matvec, b) -> SolveResult`."""
 
-from bilevel.linear_solvers.base import LinearSolver, MatVec
+from bilevel.linear_solvers.base import LinearSolver, MatVec, solve
 from bilevel.linear_solvers.conjugate_gradient import ConjugateGradient
 from bilevel.linear_solvers.dense import Dense
 from bilevel.linear_solvers.gmres import GMRES
@@ -21,4 +21,5 @@ __all__ = [
     "Neumann",
     "Nystrom",
     "WarmStart",
+    "solve",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +13,33 @@ MatVec = Callable[[Tensor], Tensor]
 
 
 class LinearSolver(Protocol):
-    """Solves H v = b for symmetric H, given v -> H v."""
+    """Solves H v = b for symmetric H, given v -> H v.
+
+    The solvers of this package are also called with `y0`, where to start (`WarmStart` does). A solver that carries
+    something from one call to the next has `init() -> state`, is called with `state`, and returns the new one as
+    `SolveResult.state`.
+    """
 
     def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
         """Solve for `b` of shape `(n,)`; some solvers take `(problems, n)`, independent systems side by side."""
         ...
+
+
+class StartedSolver(Protocol):
+    """A linear solver that can be told where to start."""
+
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Solve for `b`, starting at `y0` of the same shape; None is zero."""
+        ...
+
+
+def solve(solver: LinearSolver, matvec: MatVec, b: Tensor, state: Any) -> SolveResult:
+    """Call a solver, with its state if there is one."""
+    if state is None:
+        return solver(matvec, b)
+    carrying: Any = solver
+    found: SolveResult = carrying(matvec, b, state=state)
+    return found
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -52,34 +74,55 @@ def length(b: Tensor) -> Tensor:
     return found
 
 
-Solve = Callable[[MatVec, Tensor, Tensor], SolveResult]
+Solve = Callable[[MatVec, Tensor, Tensor, Tensor], SolveResult]
 
 
-def scale_free(solve: Solve, matvec: MatVec, b: Tensor) -> SolveResult:
-    """Solve for b / s with 1 <= |b| / s < 2 and scale the answer, so that no size of b meets the limits of its dtype.
+def scale_free(
+    solve: Solve, matvec: MatVec, b: Tensor, y0: Tensor | None = None, *, damping: float = 0.0
+) -> SolveResult:
+    """Solve for r / s with r = b - (H + damping I) y0 and 1 <= |r| / s < 2; return y0 + s times the answer.
 
-    Every method here is homogeneous in b: it gives c v for c b. Squares of b, which decide when to stop, would overflow
-    in float32 at |b| = 1e20 and in float16 at 256, and vanish at 1e-24. s is a power of two, so nothing is rounded.
-    Half precisions are solved in float32 with products in their own dtype, and a residual of 10 eps |b| is then as good
-    as products allow.
+    So no size of b meets the limits of its dtype. Every method here is homogeneous in b: it gives c v for c b. Squares
+    of b, which decide when to stop, would overflow in float32 at |b| = 1e20 and in float16 at 256, and vanish at 1e-24.
+    s is a power of two, so nothing is rounded. Half precisions are solved in float32 with products in their own dtype,
+    and a residual of 10 eps |b| is then as good as products allow.
 
     Args:
-        solve: `solve(matvec, b / s, s)`, with s of shape `(1,)` or `(problems, 1)`.
+        solve: `solve(matvec, r / s, |b| / s, s)`, the last two of shape `(1,)` or `(problems, 1)`; tolerances are
+            relative to |b|, wherever the solve starts.
         matvec: v -> H v in the dtype of b.
         b: right-hand side `(n,)`, or several `(problems, n)`.
-    """
-    size = length(b)[..., None]
-    scale = torch.where(size == 0, 1.0, size / (2 * torch.frexp(size).mantissa))  # NaN for a b that is not finite
-    wide = size.dtype
+        y0: where to start, like b; None is zero.
+        damping: what `solve` adds to the diagonal of H.
 
-    def product(v: Tensor) -> Tensor:
+    Raises:
+        ValueError: if `y0` has another shape than b.
+    """
+    wide = working_dtype(b)
+
+    def widened(v: Tensor) -> Tensor:
         return matvec(v.to(b.dtype)).to(wide)
 
-    found = solve(product if wide != b.dtype else matvec, b.to(wide) / scale, scale)
-    residual, converged = found.residual_norm * scale[..., 0], found.converged
+    product = matvec if wide == b.dtype else widened
+    rest = b.to(wide)
+    if y0 is not None:
+        if y0.shape != b.shape:
+            raise ValueError(f"`y0` has shape {tuple(y0.shape)}, `b` {tuple(b.shape)}; both must agree.")
+        y0 = y0.to(rest)
+        rest = rest - product(y0) - damping * y0
+    length_of_rest = length(rest)[..., None]
+    # A power of two; NaN for a b that is not finite.
+    scale = torch.where(length_of_rest == 0, 1.0, length_of_rest / (2 * torch.frexp(length_of_rest).mantissa))
+    scaled = rest / scale
+    size = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True) if y0 is None else length(b)[..., None] / scale
+    found = solve(product, scaled, size, scale)
+    value, residual, converged = found.value * scale, found.residual_norm * scale[..., 0], found.converged
+    if y0 is not None:
+        value = y0 + value
+        found = replace(found, iterations=found.iterations + 1)
     if wide != b.dtype:
-        converged = converged | (residual <= 10 * torch.finfo(b.dtype).eps * size[..., 0])
-    return replace(found, value=(found.value * scale).to(b.dtype), residual_norm=residual, converged=converged)
+        converged = converged | (residual <= 10 * torch.finfo(b.dtype).eps * length(b))
+    return replace(found, value=value.to(b.dtype), residual_norm=residual, converged=converged)
 
 
 @dataclass(frozen=True)
@@ -107,15 +150,13 @@ class KrylovSolver:
                 f"`rtol`, `atol` and `damping` must not be negative, got {self.rtol}, {self.atol}, {self.damping}."
             )
 
-    def goal(self, b: Tensor, scale: Tensor) -> Tensor:
-        """The residual at which to stop, `(1,)` or `(problems, 1)`, for the scaled b of `scale_free`."""
-        size = torch.linalg.vector_norm(b, dim=-1, keepdim=True)
-        return torch.maximum(max(self.rtol, torch.finfo(b.dtype).eps) * size, self.atol / scale)
+    def goal(self, size: Tensor, scale: Tensor) -> Tensor:
+        """The residual at which to stop, `(1,)` or `(problems, 1)`; both arguments are those of `scale_free`."""
+        return torch.maximum(max(self.rtol, torch.finfo(size.dtype).eps) * size, self.atol / scale)
 
-    def accepted(self, b: Tensor, scale: Tensor) -> Tensor:
+    def accepted(self, size: Tensor, scale: Tensor) -> Tensor:
         """The true residual that counts as converged, `()` or `(problems,)`."""
-        size = torch.linalg.vector_norm(b, dim=-1)
-        return torch.maximum(self.goal(b, scale)[..., 0], 100 * torch.finfo(b.dtype).eps * size)
+        return torch.maximum(self.goal(size, scale), 100 * torch.finfo(size.dtype).eps * size)[..., 0]
 
 
 def finish(

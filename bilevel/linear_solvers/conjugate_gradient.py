@@ -32,18 +32,18 @@ class ConjugateGradient(KrylovSolver):
     Source: Hestenes and Stiefel (1952); for hypergradients Pedregosa (2016).
     """
 
-    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Solve for `b` of shape `(n,)` or `(problems, n)`."""
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Solve for `b` of shape `(n,)` or `(problems, n)`, from `y0` on."""
         one = b.ndim == 1 and b.device.type == "cpu"
-        return scale_free(self._one_system if one else self._side_by_side, matvec, b)
+        return scale_free(self._one_system if one else self._side_by_side, matvec, b, y0, damping=self.damping)
 
     def _damped(self, matvec: MatVec, v: Tensor) -> Tensor:
         return matvec(v) + self.damping * v if self.damping else matvec(v)
 
-    def _side_by_side(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
+    def _side_by_side(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
         residual, direction, value = b, b, torch.zeros_like(b)
         squared = inner(b, b)
-        goal = self.goal(b, scale)
+        goal = self.goal(size, scale)
         minimum = torch.full_like(squared, float("inf"))
         walked, norm = torch.zeros_like(squared), torch.zeros_like(squared)
         active = squared.sqrt() > goal
@@ -67,13 +67,13 @@ class ConjugateGradient(KrylovSolver):
             residual = b - self._damped(matvec, value)
             iterations += 1
         minimum = torch.where(minimum.isinf(), torch.full_like(minimum, float("nan")), minimum)
-        return finish(value, iterations, residual, self.accepted(b, scale), minimum[..., 0])
+        return finish(value, iterations, residual, self.accepted(size, scale), minimum[..., 0])
 
-    def _one_system(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
+    def _one_system(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
         """The same iteration with scalars on the host and vectors updated in place: half the operations."""
         value, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
         squared = float(b.dot(b))
-        goal = float(self.goal(b, scale))
+        goal = float(self.goal(size, scale))
         minimum, walked, norm = math.inf, 0.0, 0.0
         iterations = 0
         while iterations < self.max_iter and squared**0.5 > goal:
@@ -94,4 +94,4 @@ class ConjugateGradient(KrylovSolver):
             residual = b - self._damped(matvec, value)
             iterations += 1
         seen = torch.tensor(minimum if math.isfinite(minimum) else math.nan, dtype=b.dtype)
-        return finish(value, iterations, residual, self.accepted(b, scale), seen)
+        return finish(value, iterations, residual, self.accepted(size, scale), seen)

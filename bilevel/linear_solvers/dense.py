@@ -21,8 +21,8 @@ class Dense:
     rtol: float = 1e-6
     max_size: int = 5000
 
-    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Solve for `b` of shape `(n,)` or `(problems, n)`.
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Solve for `b` of shape `(n,)` or `(problems, n)`; a direct solve has no use for `y0`.
 
         Raises:
             ValueError: if n exceeds `max_size`.
@@ -35,7 +35,7 @@ class Dense:
             )
         return scale_free(self._solve, matvec, b)
 
-    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
+    def _solve(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
         n = b.shape[-1]
         identity = torch.eye(n, dtype=b.dtype, device=b.device)
         matrix = torch.stack([matvec(row.expand_as(b)) for row in identity], dim=-1)
@@ -46,4 +46,4 @@ class Dense:
             ).solution
         curvature = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)[..., 0]
         residual = (matrix @ value)[..., 0] - b
-        return finish(value[..., 0], n, residual, self.rtol * torch.linalg.vector_norm(b, dim=-1), curvature)
+        return finish(value[..., 0], n, residual, self.rtol * size[..., 0], curvature)

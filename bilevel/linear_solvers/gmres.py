@@ -23,22 +23,22 @@ class GMRES(KrylovSolver):
     Source: Saad and Schultz (1986); Paige and Saunders (1975) for the symmetric case.
     """
 
-    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Solve for `b` of shape `(n,)`."""
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Solve for `b` of shape `(n,)`, from `y0` on."""
         require_one_system(b, "GMRES")
-        return scale_free(self._solve, matvec, b)
+        return scale_free(self._solve, matvec, b, y0, damping=self.damping)
 
-    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
-        size = b.norm()
-        goal = self.goal(b, scale)[0]
-        if not bool(size > goal):
+    def _solve(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
+        begin = b.norm()
+        goal = self.goal(size, scale)[0]
+        if not bool(begin > goal):
             return finish(torch.zeros_like(b), 0, b, goal)
         steps = min(self.max_iter, b.numel())
         basis = torch.empty(steps + 1, b.numel(), dtype=b.dtype, device=b.device)
-        basis[0] = b / size
+        basis[0] = b / begin
         projected = torch.zeros(steps + 1, steps, dtype=b.dtype, device=b.device)
         target = torch.zeros(steps + 1, dtype=b.dtype, device=b.device)
-        target[0] = size
+        target[0] = begin
         used, eps = 0, torch.finfo(b.dtype).eps
         for k in range(steps):
             w = matvec(basis[k]) + self.damping * basis[k]
@@ -60,4 +60,4 @@ class GMRES(KrylovSolver):
         curvature = torch.linalg.eigvalsh((square + square.T) / 2)[0]
         residual = matvec(value) + self.damping * value - b
         # The true residual, by one product more: what the recurrence promises may be lost to rounding.
-        return finish(value, used + 1, residual, self.accepted(b, scale), curvature)
+        return finish(value, used + 1, residual, self.accepted(size, scale), curvature)

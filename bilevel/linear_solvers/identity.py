@@ -29,12 +29,12 @@ class Identity:
         if not self.scale > 0:
             raise ValueError(f"`scale` must be positive, got {self.scale}.")
 
-    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Scale `b` of shape `(n,)` or `(problems, n)`."""
-        return scale_free(self._solve, matvec, b)
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Scale `b` of shape `(n,)` or `(problems, n)`; from `y0` on, scale what it leaves of b."""
+        return scale_free(self._solve, matvec, b, y0)
 
-    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
+    def _solve(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
         value = self.scale * b
         product = matvec(value)
         curvature = inner(value, product) / inner(value, value)
-        return finish(value, 1, b - product, self.rtol * inner(b, b).sqrt()[..., 0], curvature[..., 0])
+        return finish(value, 1, b - product, self.rtol * size[..., 0], curvature[..., 0])

@@ -23,23 +23,23 @@ class MINRES(KrylovSolver):
     Source: Paige and Saunders (1975).
     """
 
-    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Solve for `b` of shape `(n,)`."""
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Solve for `b` of shape `(n,)`, from `y0` on."""
         require_one_system(b, "MINRES")
-        return scale_free(self._solve, matvec, b)
+        return scale_free(self._solve, matvec, b, y0, damping=self.damping)
 
-    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
-        size = b.norm()
-        goal = self.goal(b, scale)[0]
+    def _solve(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
+        begin = b.norm()
+        goal = self.goal(size, scale)[0]
         value = torch.zeros_like(b)
-        if not bool(size > goal):
+        if not bool(begin > goal):
             return finish(value, 0, b, goal)
         eps = torch.finfo(b.dtype).eps
-        q_before, q = torch.zeros_like(b), b / size
+        q_before, q = torch.zeros_like(b), b / begin
         d_before, d = torch.zeros_like(b), torch.zeros_like(b)
-        one, zero = torch.ones_like(size), torch.zeros_like(size)
+        one, zero = torch.ones_like(begin), torch.zeros_like(begin)
         cos_before, sin_before, cos, sin = one, zero, one, zero
-        beta, rest = zero, size
+        beta, rest = zero, begin
         largest = zero
         diagonals: list[Tensor] = []  # of T, and those beside its diagonal
         besides: list[Tensor] = []
@@ -67,7 +67,7 @@ class MINRES(KrylovSolver):
         # The true residual, by one product more: what the recurrence promises may be lost to rounding.
         residual = matvec(value) + self.damping * value - b
         curvature = _smallest_ritz_value(diagonals, besides[:-1])
-        return finish(value, len(diagonals) + 1, residual, self.accepted(b, scale), curvature)
+        return finish(value, len(diagonals) + 1, residual, self.accepted(size, scale), curvature)
 
 
 def _smallest_ritz_value(diagonals: list[Tensor], besides: list[Tensor]) -> Tensor:

@@ -34,15 +34,15 @@ class Neumann:
         if not self.step_size > 0:
             raise ValueError(f"`step_size` must be positive, got {self.step_size}.")
 
-    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Sum the series for `b` of shape `(n,)` or `(problems, n)`; `converged` means residual <= rtol * |b|."""
-        return scale_free(self._solve, matvec, b)
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Sum the series for `b` of shape `(n,)` or `(problems, n)`; with `y0` add that for what it leaves of b."""
+        return scale_free(self._solve, matvec, b, y0)
 
-    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
+    def _solve(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
         term = total = b
-        size = inner(b, b)
-        minimum = torch.full_like(size, float("inf"))
-        negligible = torch.finfo(b.dtype).eps ** 2 * size  # below it a term is rounding and has no direction
+        first = inner(b, b)
+        minimum = torch.full_like(first, float("inf"))
+        negligible = torch.finfo(b.dtype).eps ** 2 * first  # below it a term is rounding and has no direction
         for _ in range(self.terms - 1):
             product = matvec(term)
             squared = inner(term, term)
@@ -52,5 +52,5 @@ class Neumann:
         # The residual telescopes: b - H v = (I - step_size H)^K b, one product more than the series itself.
         residual = term - self.step_size * matvec(term)
         minimum = torch.where(minimum.isinf(), torch.full_like(minimum, float("nan")), minimum)
-        goal = self.rtol * size.sqrt()
-        return finish(self.step_size * total, self.terms, residual, goal[..., 0], minimum[..., 0])
+        goal = self.rtol * size[..., 0]
+        return finish(self.step_size * total, self.terms, residual, goal, minimum[..., 0])

@@ -37,12 +37,12 @@ class Nystrom:
         if not self.damping > 0:
             raise ValueError(f"`damping` must be positive, got {self.damping}.")
 
-    def __call__(self, matvec: MatVec, b: Tensor) -> SolveResult:
-        """Approximate the solution for `b` of shape `(n,)`."""
+    def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
+        """Approximate the solution for `b` of shape `(n,)`; from `y0` on, by one refinement of it."""
         require_one_system(b, "Nystrom")
-        return scale_free(self._solve, matvec, b)
+        return scale_free(self._solve, matvec, b, y0, damping=self.damping)
 
-    def _solve(self, matvec: MatVec, b: Tensor, scale: Tensor) -> SolveResult:
+    def _solve(self, matvec: MatVec, b: Tensor, size: Tensor, scale: Tensor) -> SolveResult:
         n = b.numel()
         k = min(self.rank, n)
         chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:k].to(b.device)
@@ -56,4 +56,4 @@ class Nystrom:
         value = (b - columns @ inner) / self.damping
         product = matvec(value) + self.damping * value
         curvature = torch.linalg.eigvalsh(block)[0]
-        return finish(value, k + 1, product - b, self.rtol * b.norm(), curvature)
+        return finish(value, k + 1, product - b, self.rtol * size[0], curvature)

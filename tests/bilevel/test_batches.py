@@ -14,6 +14,7 @@ from bilevel.checkpoint import ResumeWarning
 from tests.bilevel.test_trainer import make, outer_loss, same_state
 
 N, SIZE = 40, 10
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 
 
 class Numbered(Dataset):

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import files
+import bilevel
+from bilevel import F2SA, ConjugateGradient, Implicit, RecomputedUnrolled, WarmStart, files
 from bilevel.checkpoint import ResumeWarning, digest, load_checkpoint, plain, save_checkpoint, write_atomically
 from bilevel.files import FileInUseError, exclusive, sweep
 from tests.bilevel.test_trainer import make, network, same_state
@@ -160,6 +161,45 @@ def test_finished_runs_of_the_format_before_still_load(tmp_path):
     third = make(tmp_path, hooks=[Counting("one")])
     with pytest.warns(ResumeWarning), pytest.raises(ValueError, match="hook number 1"):
         third.resume()
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        (lambda: Implicit(ConjugateGradient(3, damping=1.0), warn=False), {}),
+        (lambda: Implicit(WarmStart(ConjugateGradient(3, damping=1.0)), warn=False), "the same"),
+        (lambda: F2SA(bilevel.sgd(0.1), 2, growth=0.5), {"calls": 2, "companion": None}),
+    ],
+    ids=["stateless", "warm start", "f2sa"],
+)
+def test_what_methods_kept_in_earlier_versions_still_loads(tmp_path, method, kept):
+    """An empty state of methods without one, and a companion that F2SA never had."""
+    whole = make(method=method())
+    whole.fit(4)
+    first = make(tmp_path, method=method())
+    first.fit(2)
+    state = first.state_dict()
+    if kept != "the same":
+        state["parts"]["method"] = kept
+    save_checkpoint(first.checkpoint, state)
+    resumed = make(tmp_path, method=method())
+    assert resumed.resume()
+    resumed.fit(4)
+    same_state(whole, resumed)
+
+
+def test_runs_whose_products_were_not_kept_compare_them_once_more(tmp_path):
+    method = RecomputedUnrolled(bilevel.sgd(0.1), 2, "forward")
+    first = make(tmp_path, method=method)
+    first.fit(2)
+    state = first.state_dict()
+    assert state["parts"].pop("method")["whole"]["settled"] == "forward"
+    save_checkpoint(first.checkpoint, state)
+    resumed = make(tmp_path, method=method)
+    assert resumed.resume()
+    assert resumed.state_dict()["parts"]["method"] == method.init()
+    resumed.fit(4)
+    assert resumed.state_dict()["parts"]["method"]["whole"]["settled"] == "forward"
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------

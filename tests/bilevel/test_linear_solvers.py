@@ -1,5 +1,6 @@
 """Solvers against the dense solution, and their behaviour where there is none."""
 
+import inspect
 import math
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bilevel
-from bilevel import GMRES, MINRES, ConjugateGradient, Dense, Identity, Implicit, Neumann, Nystrom
+from bilevel import GMRES, MINRES, ConjugateGradient, Dense, Identity, Implicit, Neumann, Nystrom, WarmStart
+from tests.bilevel.methods import SOLVERS
 
 
 def system(n, condition, seed):
@@ -175,11 +177,12 @@ def test_minres_with_damping_and_for_zero():
     assert MINRES()(lambda v: a @ v, torch.zeros(5)).iterations == 0
 
 
-@pytest.mark.parametrize(
-    "solver", [ConjugateGradient(50), Neumann(5, 0.01), Identity(0.3), Dense()], ids=lambda s: type(s).__name__
-)
+several = [row for row in SOLVERS.values() if row.side_by_side]
+
+
+@pytest.mark.parametrize("solver", [row.solver for row in several], ids=str)
 def test_systems_side_by_side_equal_one_after_the_other(solver):
-    matrices, rights = zip(*(system(6, c, s) for s, c in enumerate((1.5, 10.0, 40.0))), strict=True)
+    matrices, rights = zip(*(system(6, c, s) for s, c in enumerate((1.5, 2.0, 3.0))), strict=True)
     a, b = torch.stack(matrices), torch.stack(rights)
     b[1] = 0  # a system that is solved from the start
     together = solver(lambda v: (a @ v[..., None])[..., 0], b)
@@ -191,16 +194,7 @@ def test_systems_side_by_side_equal_one_after_the_other(solver):
             assert torch.allclose(x.double(), y.double(), rtol=1e-6, atol=1e-9, equal_nan=True), name
 
 
-SOLVERS = {
-    "cg": ConjugateGradient(50),
-    "cg, side by side": ConjugateGradient(50),
-    "minres": MINRES(50),
-    "gmres": GMRES(50),
-    "dense": Dense(),
-    "neumann": Neumann(400, 0.3),
-    "identity": Identity(1.0, rtol=2.0),
-    "nystrom": Nystrom(rank=6, damping=1e-3, rtol=0.1),
-}
+ALONE_OR_TOGETHER = [(name, many) for name, row in SOLVERS.items() for many in [False, True][: 1 + row.side_by_side]]
 
 
 @pytest.mark.parametrize(
@@ -213,25 +207,121 @@ SOLVERS = {
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", SOLVERS)
-def test_no_solver_depends_on_the_size_of_the_right_hand_side(name, dtype, size):
+@pytest.mark.parametrize(("name", "together"), ALONE_OR_TOGETHER)
+def test_no_solver_depends_on_the_size_of_the_right_hand_side(name, together, dtype, size):
     """H v = s b has the solution s v, in the range of the dtype where squares are not."""
+    row = SOLVERS[name]
     a = torch.diag(torch.linspace(1, 3, 6, dtype=torch.float64)).to(dtype)
     unit = torch.tensor([3.0, -1.0, 2.0, 0.5, -2.0, 1.0], dtype=torch.float64)
     unit = unit / unit.norm()
     b = (size * unit).to(dtype)
     product = lambda v: a @ v  # noqa: E731
-    if name == "cg, side by side":
+    if together:
         b, product = torch.stack([b, torch.zeros_like(b)]), lambda v: (a @ v[..., None])[..., 0]
-    found = SOLVERS[name](product, b)
-    like = SOLVERS[name](lambda v: a.double() @ v, unit)
-    value = (found.value[0] if name == "cg, side by side" else found.value).double() / size
+    found = row.solver(product, b)
+    like = row.solver(lambda v: a.double() @ v, unit)
+    value = (found.value[0] if together else found.value).double() / size
     # Entries and products of H are rounded to eps (bfloat16: 8e-3, and 1e-4 is near the end of float16's range).
     tolerance = 1e-3 if name == "nystrom" and dtype == torch.float32 else 20 * torch.finfo(dtype).eps
     tolerance = max(tolerance, 1e-9) if dtype in (torch.float32, torch.float64) else max(tolerance, 0.05)
     assert float((value - like.value).norm()) < tolerance * float(like.value.norm()) * (1 if name != "nystrom" else 20)
     assert bool(torch.as_tensor(found.converged).reshape(-1)[0]) or dtype in (torch.float16, torch.bfloat16)
     assert float(value.norm()) > 0.1
+
+
+def known_system(damping=0.0):
+    """Six unknowns, eigenvalues from 1 to 3, and the solution of the damped system."""
+    a, b = system(6, 3, 0)
+    return a, b, torch.linalg.solve(a + damping * torch.eye(6, dtype=torch.float64), b)
+
+
+def test_every_public_solver_has_a_row():
+    public = {
+        value
+        for name in bilevel.linear_solvers.__all__
+        if inspect.isclass(value := getattr(bilevel.linear_solvers, name)) and name != "LinearSolver"
+    }
+    assert public == {type(row.solver) for row in SOLVERS.values()}
+    assert len(public) == 8
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_solves_its_system_and_says_how_well(name):
+    row = SOLVERS[name]
+    a, b, exact = known_system(row.damping)
+    found = row.solver(lambda v: a @ v, b)
+    assert float((found.value - exact).norm() / exact.norm()) <= row.error
+    rest = b - a @ found.value - row.damping * found.value
+    assert float(found.residual_norm) == pytest.approx(float(rest.norm()), rel=1e-6, abs=1e-13)
+    assert found.value.dtype == b.dtype
+    assert bool(found.converged)
+    zero = row.solver(lambda v: a @ v, torch.zeros_like(b))
+    assert float(zero.value.norm()) == 0
+    assert bool(zero.converged)
+
+
+@pytest.mark.parametrize(("name", "together"), [case for case in ALONE_OR_TOGETHER if case[0] != "warm start"])
+def test_a_solve_goes_on_from_y0(name, together):
+    """From the solution nothing is left to do; from elsewhere the answer is y0 plus that for what y0 leaves of b."""
+    row = SOLVERS[name]
+    a, b, exact = known_system(row.damping)
+    elsewhere = exact + torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    if together:
+        b, exact, elsewhere = (torch.stack([x, -2 * x]) for x in (b, exact, elsewhere))
+    at_once = row.solver(lambda v: v @ a, b, exact)
+    assert float((at_once.value - exact).norm() / exact.norm()) < 1e-12
+    assert bool(at_once.converged.all())
+    gone_on = row.solver(lambda v: v @ a, b, y0=elsewhere)
+    if name == "dense":
+        assert torch.equal(gone_on.value, row.solver(lambda v: v @ a, b).value)
+        return
+    rest = b - elsewhere @ a - row.damping * elsewhere
+    part = row.solver(lambda v: v @ a, rest)
+    assert float((gone_on.value - elsewhere - part.value).norm() / exact.norm()) < 1e-9
+    assert gone_on.iterations <= part.iterations + 1  # one product finds what y0 leaves
+    for size in (1e-200, 1e200):
+        scaled = row.solver(lambda v: v @ a, size * b, size * elsewhere)
+        assert torch.allclose(scaled.value / size, gone_on.value, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("solver", "together"),
+    [(ConjugateGradient, False), (ConjugateGradient, True), (MINRES, False), (GMRES, False)],
+)
+def test_tolerances_are_relative_to_b_wherever_a_solve_starts(solver, together):
+    """y0 that leaves 1e-4 |b| meets rtol = 1e-3 without an iteration, and rtol = 1e-6 |b| needs some."""
+    a, b, exact = known_system()
+    close = exact + 1e-4 * float(b.norm()) * torch.linalg.solve(a, b) / float(b.norm())
+    if together:
+        b, close = torch.stack([b, b]), torch.stack([close, close])
+    assert solver(50, rtol=1e-3)(lambda v: v @ a, b, close).iterations == 1
+    finer = solver(50, rtol=1e-6)(lambda v: v @ a, b, close)
+    assert 1 < finer.iterations < solver(50, rtol=1e-6)(lambda v: v @ a, b).iterations + 1
+    assert float(finer.residual_norm.max()) <= 1e-6 * float(b.norm())
+    assert bool(finer.converged.all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_y0_in_half_precision_is_used_in_full(dtype):
+    a, b, exact = known_system()
+    found = ConjugateGradient(3)(lambda v: a.to(dtype) @ v, b.to(dtype), exact.to(dtype))
+    assert found.value.dtype == dtype
+    assert float((found.value.double() - exact).norm() / exact.norm()) < 10 * torch.finfo(dtype).eps
+
+
+def test_a_y0_of_another_shape_is_named():
+    with pytest.raises(ValueError, match=r"`y0` has shape \(3,\), `b` \(4,\)"):
+        ConjugateGradient()(lambda v: v, torch.ones(4), torch.ones(3))
+
+
+def test_a_warm_start_keeps_the_last_solution_that_was_finite():
+    a, b, _ = known_system()
+    solver = WarmStart(ConjugateGradient(50))
+    first = solver(lambda v: a @ v, b)
+    broken = solver(lambda v: a @ v, b * float("nan"), first.state)
+    assert not bool(broken.value.isfinite().any())
+    assert torch.equal(broken.state["last"], first.value)
+    assert solver(lambda v: a @ v, b, broken.state).iterations == 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

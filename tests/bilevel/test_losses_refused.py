@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 import bilevel
 from bilevel import (
-    MESO,
     BilevelProblem,
     CheckpointedUnrolled,
     ConjugateGradient,
@@ -144,20 +143,6 @@ def test_a_loss_that_changes_a_variable_without_a_gradient_is_named():
     w = torch.ones(3, 2)
     with pytest.raises(RuntimeError, match="`inner_loss` has changed one of its variables in place"):
         hypergradient(BilevelProblem(loss, loss), w, torch.ones(1), [None], None, Unrolled(SGD))
-
-
-def test_a_companion_belongs_to_its_problem():
-    """One method object on two problems in turn gives what two objects give."""
-    problem, w, a, batches = logistic_problem()
-    other = BilevelProblem(problem.inner_loss, lambda w, a, b: problem.outer_loss(w, a, b) + w["b"].sum())
-    shared, own = MESO(0.1, 0.1, 2), {problem: MESO(0.1, 0.1, 2), other: MESO(0.1, 0.1, 2)}
-    for one in (problem, other, problem, other, other):
-        found, wanted = (hypergradient(one, w, a, batches, None, m) for m in (shared, own[one]))
-        assert relative(found.value, wanted.value) == 0
-    resumed = MESO(0.1, 0.1, 2)
-    resumed.load_state_dict(own[other].state_dict())
-    found, wanted = (hypergradient(other, w, a, batches, None, m) for m in (resumed, own[other]))
-    assert relative(found.value, wanted.value) == 0
 
 
 ATTENTIVE = [

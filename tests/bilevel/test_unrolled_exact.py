@@ -1,7 +1,5 @@
 """Every exact unroll equals the full one, also with learned optimizers, learned starts and warm states."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -177,16 +175,6 @@ def test_optimizers_without_a_twin_are_named(make, message):
     params = {"a": torch.zeros(1, requires_grad=True), "b": torch.zeros(1, requires_grad=True)}
     with pytest.raises(ValueError, match=message):
         from_torch(make(list(params.values())), params)
-
-
-def test_the_quicker_product_is_remembered_per_problem():
-    problem, w, a, batches = logistic_problem()
-    method = RecomputedUnrolled(bilevel.sgd(0.1), 6)
-    hypergradient(problem, w, a, batches, None, method)
-    assert method._choices[problem][True].settled is not None
-    fixed = hypergradient(problem, w, a, batches, None, replace(method, products="reverse"))
-    again = hypergradient(problem, w, a, batches, None, method)
-    assert relative(again.value, fixed.value) < 1e-12
 
 
 class NoForward(torch.autograd.Function):
