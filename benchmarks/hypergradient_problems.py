@@ -79,7 +79,7 @@ def ridge(steps: int = 100) -> Case:
         ("bilevel", "dense"): ours(Implicit(bilevel.Dense())),
         ("bilevel", "identity"): ours(Implicit(Identity(step), warn=False)),
         ("bilevel", "finite difference"): ours(bilevel.FiniteDifference(step)),
-        ("bilevel", "rank-one GN, far (w = 0)"): ours(bilevel.GaussNewton(), torch.zeros_like(w)),
+        ("bilevel", "rank-one GN, far (w = 0)"): ours(bilevel.RankOneGaussNewton(), torch.zeros_like(w)),
         ("bilevel", "unroll, 100"): ours(Unrolled(bilevel.sgd(step), steps), torch.zeros_like(w)),
         ("bilevel", "F2SA, l = 100"): ours(bilevel.F2SA(bilevel.sgd(step), steps, penalty=100.0)),
         ("bilevel", "MESO, c = 100, 100 rounds"): ours(

@@ -13,14 +13,14 @@ from typing import Any
 from noisy_tasks import Task
 from torch import Tensor, nn
 
-from bilevel import GaussNewton, Unrolled, sgd
+from bilevel import RankOneGaussNewton, Unrolled, sgd
 from bilevel.reweighting import (
+    L2RW,
     ClassWeights,
     ClusterWeights,
     FeatureNetworkWeights,
     FocalWeights,
-    LossNetworkWeights,
-    OnlineWeights,
+    MetaWeightNet,
     SelfPacedWeights,
     SmallLossWeights,
     TableWeights,
@@ -51,8 +51,8 @@ def _clusters(task: Task, model: nn.Module) -> nn.Module:
     return ClusterWeights.fit(task.features, min(25, len(task.x) // 4), bound=3.0)
 
 
-def _as_published(lr: float) -> GaussNewton:
-    return GaussNewton(as_published=True, step_size=lr, warn=False)
+def _as_published(lr: float) -> RankOneGaussNewton:
+    return RankOneGaussNewton(as_published=True, step_size=lr, warn=False)
 
 
 def _per_sample(task: Task, model: nn.Module) -> nn.Module:
@@ -64,11 +64,11 @@ STRATEGIES: dict[str, Strategy] = {
     "per sample": Strategy(_per_sample, 0.3),
     "per class": Strategy(lambda t, m: TableWeights(t.groups, bound=3.0)),
     "per cluster": Strategy(_clusters),
-    "per cluster, rank-one": Strategy(_clusters, method=lambda lr: GaussNewton(warn=False)),
+    "per cluster, rank-one": Strategy(_clusters, method=lambda lr: RankOneGaussNewton(warn=False)),
     "per cluster, rank-one as published": Strategy(_clusters, method=_as_published),
-    "meta-weight-net": Strategy(lambda t, m: LossNetworkWeights(), 0.01),
+    "meta-weight-net": Strategy(lambda t, m: MetaWeightNet(), 0.01),
     "feature network": Strategy(lambda t, m: FeatureNetworkWeights(t.features, bound=3.0), 0.01),
-    "L2RW": Strategy(lambda t, m: OnlineWeights(_clean_loss(t, m), m.parameters())),
+    "L2RW": Strategy(lambda t, m: L2RW(_clean_loss(t, m), m.parameters())),
     "inverse frequency": Strategy(lambda t, m: ClassWeights(t.groups)),
     "effective number": Strategy(lambda t, m: ClassWeights(t.groups, 0.99)),
     "focal": Strategy(lambda t, m: FocalWeights()),

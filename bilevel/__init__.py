@@ -1,7 +1,9 @@
 """bilevel: trustworthy hypergradients and learned sample weights for pairs of PyTorch objectives."""
 
 from bilevel.batched import batched
+from bilevel.deprecation import moved_names
 from bilevel.diagnostics import HypergradientCheck, check_hypergradient
+from bilevel.events import Callback
 from bilevel.hypergradients import (
     BOME,
     F2SA,
@@ -13,12 +15,12 @@ from bilevel.hypergradients import (
     FiniteDifference,
     FixedPoint,
     ForwardUnrolled,
-    GaussNewton,
     HypergradientMethod,
     HypergradientWarning,
     Implicit,
     NextStep,
     PessimisticUnrolled,
+    RankOneGaussNewton,
     RecomputedUnrolled,
     TruncatedUnrolled,
     Unrolled,
@@ -51,6 +53,7 @@ __all__ = [
     "BilevelProblem",
     "ComposedLoss",
     "BilevelTrainer",
+    "Callback",
     "batched",
     "directional_derivative",
     "hypergradient",
@@ -67,7 +70,7 @@ __all__ = [
     "AggregatedUnrolled",
     "Implicit",
     "FixedPoint",
-    "GaussNewton",
+    "RankOneGaussNewton",
     "FiniteDifference",
     "SAMA",
     "F2SA",
@@ -98,3 +101,5 @@ __all__ = [
     "INNER_OBJECTIVES",
     "OUTER_OBJECTIVES",
 ]
+
+__getattr__ = moved_names(__name__)

@@ -99,7 +99,8 @@ def check_hypergradient(
         >>> import torch, bilevel
         >>> f = BilevelProblem(lambda w, a, _: (w - 3 * a) ** 2 / 2, lambda w, a, _: (w - 1) ** 2 / 2)
         >>> w, a = (torch.tensor(x, dtype=torch.float64) for x in (5.0, 2.0))
-        >>> check = check_hypergradient(f, w, a, [None], None, "gauss_newton", optimizer=bilevel.sgd(0.5), steps=50)
+        >>> rule = bilevel.sgd(0.5)
+        >>> check = check_hypergradient(f, w, a, [None], None, "rank_one_gauss_newton", optimizer=rule, steps=50)
         >>> round(check.cosine, 3), check.finite_difference_error < 1e-6
         (1.0, True)
     """

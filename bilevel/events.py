@@ -1,20 +1,28 @@
-"""Hooks that a trainer calls, and two that most runs want: a progress bar, and signals that wait for the step."""
+"""Callbacks that a trainer calls, and two that most runs want: a progress bar, and signals that wait for the step."""
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
+from bilevel.deprecation import moved_names
+from bilevel.results import Hypergradient
 
-class Hook(Protocol):
-    """Anything with some of these methods; a hook that has `state_dict` and `load_state_dict` is checkpointed.
 
-    Its state goes by the hook's attribute `name`, or else by the name of its class. `trainer` is the `BilevelTrainer`;
-    epochs count from 1.
+class Callback:
+    """What a trainer calls as it goes; override what you need.
+
+    A callback that has `state_dict` and `load_state_dict` is checkpointed, under its name. `trainer` is the
+    `BilevelTrainer`; epochs count from 1, steps of an epoch from 0.
+
+    Attributes:
+        name: the key of its state in a checkpoint; None takes the name of the class.
     """
+
+    name: str | None = None
 
     def on_fit_start(self, trainer: Any) -> None:
         """Called once, before the first epoch."""
@@ -22,48 +30,69 @@ class Hook(Protocol):
     def on_inner_step(self, trainer: Any, epoch: int, step: int) -> None:
         """Called after every inner optimizer step."""
 
-    def on_outer_step(self, trainer: Any, epoch: int, step: int, hypergradient: Any) -> None:
+    def on_outer_step(self, trainer: Any, epoch: int, step: int, hypergradient: Hypergradient) -> None:
         """Called after every outer optimizer step."""
 
     def on_epoch_end(self, trainer: Any, epoch: int, metrics: dict[str, float]) -> None:
         """Called after the epoch's outer steps and before its checkpoint; may add to `metrics`."""
 
     def on_fit_end(self, trainer: Any) -> None:
-        """Called once, also after an interruption or an error of another hook."""
+        """Called once, also after an interruption or an error of another callback."""
 
 
-def call_hooks(hooks: Sequence[Any], event: str, *args: Any) -> None:
-    """Call `event` on every hook that has it, in order."""
-    for hook in hooks:
-        method = getattr(hook, event, None)
+def notify(callbacks: Iterable[Any], event: str, *args: Any) -> None:
+    """Call `event` on every callback in order; an object that is no `Callback` may lack some of the methods."""
+    for callback in callbacks:
+        method = getattr(callback, event, None)
         if method is not None:
             method(*args)
 
 
 @contextmanager
-def end_hooks(hooks: Sequence[Any], trainer: Any) -> Iterator[None]:
-    """Afterwards call `on_fit_end` on every hook, whatever has been raised, in the context or by another hook.
+def ended(callbacks: Iterable[Any], trainer: Any) -> Iterator[None]:
+    """Afterwards call `on_fit_end` on every callback, whatever has been raised, in the context or by another callback.
 
-    The first exception is raised again in the end; those after it stand in its notes.
+    The first exception is raised again in the end; its notes tell of those after it.
     """
     first: BaseException | None = None
     try:
         yield
     except BaseException as error:
         first = error
-    for hook in hooks:
+    for callback in callbacks:
         try:
-            call_hooks([hook], "on_fit_end", trainer)
+            notify([callback], "on_fit_end", trainer)
         except BaseException as error:
             if first is None:
                 first = error
             else:
-                first.add_note(f"After that, {type(hook).__name__}.on_fit_end raised {error!r}.")
+                first.add_note(f"After that, {type(callback).__name__}.on_fit_end raised {error!r}.")
     if first is not None:
         raise first
 
 
-class ProgressBar:
+def stateful(callbacks: Iterable[Any]) -> dict[str, Any]:
+    """The callbacks that have a state, by name.
+
+    Raises:
+        ValueError: if two of them have the same name.
+    """
+    found: dict[str, Any] = {}
+    for callback in callbacks:
+        if not hasattr(callback, "state_dict"):
+            continue
+        name = getattr(callback, "name", None)
+        name = name if isinstance(name, str) else type(callback).__name__
+        if name in found:
+            raise ValueError(
+                f"Two callbacks with a state are called {name!r}; give each an attribute `name`, by which a checkpoint "
+                "tells them apart."
+            )
+        found[name] = callback
+    return found
+
+
+class ProgressBar(Callback):
     """A tqdm bar over epochs with the latest metrics.
 
     Args:
@@ -75,7 +104,7 @@ class ProgressBar:
         self._bar: Any = None
 
     def on_fit_start(self, trainer: Any) -> None:
-        """Open the bar at the epoch where training stands."""
+        """Open the bar at the number of finished epochs."""
         self._bar = tqdm(total=trainer.total_epochs, initial=trainer.epoch, desc=self.description, unit="epoch")
 
     def on_epoch_end(self, trainer: Any, epoch: int, metrics: dict[str, float]) -> None:
@@ -91,7 +120,7 @@ class ProgressBar:
             self._bar = None
 
 
-class StopBetweenSteps:
+class StopBetweenSteps(Callback):
     """Make Ctrl-C raise `KeyboardInterrupt`, and SIGTERM `SystemExit`, between two steps instead of inside one.
 
     Python raises an interrupt at any bytecode: inside a finaliser, where it is swallowed and training goes on, or in
@@ -99,7 +128,7 @@ class StopBetweenSteps:
     kill, ends the process on the spot. During `fit`, the first of either therefore waits for the end of the running
     step; a second one is immediate. The checkpoint of the last finished epoch is on disk in any case; `SystemExit`
     carries 143, the code of a process that SIGTERM has ended. Outside the main thread, and where a signal is ignored
-    (interrupts in a shell's background job) or has another handler already, this hook leaves it alone.
+    (interrupts in a shell's background job) or has another handler already, this callback leaves it alone.
     """
 
     def __init__(self) -> None:
@@ -129,7 +158,7 @@ class StopBetweenSteps:
         """Stop here if asked to."""
         self._stop_if_asked()
 
-    def on_outer_step(self, trainer: Any, epoch: int, step: int, hypergradient: Any) -> None:
+    def on_outer_step(self, trainer: Any, epoch: int, step: int, hypergradient: Hypergradient) -> None:
         """Stop here if asked to."""
         self._stop_if_asked()
 
@@ -144,3 +173,6 @@ def _stop(number: int) -> None:
     if number == signal.SIGTERM:
         raise SystemExit(128 + number)
     raise KeyboardInterrupt
+
+
+__getattr__ = moved_names(__name__)

@@ -33,6 +33,11 @@ class InnerEpoch:
     ) -> None:
         self.inner, self.outer, self.loss, self.batches = inner, outer, loss, batches
         self.optimizer, self.scheduler, self.describe_batch, self.guard = optimizer, scheduler, describe_batch, guard
+        if autocast not in (None, torch.bfloat16):
+            raise ValueError(
+                f"`autocast` must be None or torch.bfloat16, got {autocast}; float16 needs loss scaling, which would "
+                "hide an inner loss that is not finite."
+            )
         self.autocast = autocast
         self._parameters = [p for p in inner.parameters() if p.requires_grad]
         self._constants = [p for p in outer.parameters() if p.requires_grad]

@@ -76,7 +76,7 @@ class OuterPhase:
 
     def batches(self, epoch: int) -> Iterable[tuple[list[Any], Any]]:
         """For every step of a phase, its inner batches and its outer batch."""
-        k, n = self.schedule.steps, self.schedule.inner_batches
+        k, n = self.schedule.steps, self.schedule.inner_batches_per_step
         inner = self.walks["inner"].take(k * n, epoch)
         for step, outer in enumerate(self.walks["outer"].take(k, epoch)):
             yield inner[step * n : (step + 1) * n], outer

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from bilevel.deprecation import renamed
 
+
+@renamed
 @dataclass(frozen=True)
 class Schedule:
     """`steps` outer steps after every `every`-th epoch, from epoch `start` on (epochs count from 1).
@@ -11,7 +14,8 @@ class Schedule:
         every: period in epochs.
         steps: outer steps per due epoch, each on fresh batches.
         start: first epoch that may be followed by outer steps.
-        inner_batches: inner batches handed to each hypergradient (one per unrolled step, averaged by implicit methods).
+        inner_batches_per_step: inner batches of each outer step: an unroll takes one per inner step, implicit methods
+            average over them.
 
     Example:
         >>> [epoch for epoch in range(1, 12) if Schedule(every=5, start=2).due(epoch)]
@@ -21,10 +25,10 @@ class Schedule:
     every: int = 1
     steps: int = 1
     start: int = 1
-    inner_batches: int = 1
+    inner_batches_per_step: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("every", "steps", "start", "inner_batches"):
+        for name in ("every", "steps", "start", "inner_batches_per_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 

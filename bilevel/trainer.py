@@ -1,7 +1,6 @@
 """BilevelTrainer: alternate inner steps on one objective and outer steps on another."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,31 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from bilevel.batches import Walk
-from bilevel.checkpoint import CheckpointFile
+from bilevel.deprecation import renamed
 from bilevel.divergence import FiniteGuard, TrainingDiverged
-from bilevel.events import ProgressBar, call_hooks, end_hooks
+from bilevel.events import Callback, ProgressBar, ended, notify, stateful
 from bilevel.hypergradients import HypergradientMethod
 from bilevel.inner_epoch import InnerEpoch
 from bilevel.modules import ModuleLoss
 from bilevel.objectives import INNER_OBJECTIVES, OUTER_OBJECTIVES, resolve_objective
+from bilevel.old_checkpoints import modernised
 from bilevel.outer_phase import OuterPhase, method_for
 from bilevel.problem import BilevelProblem
 from bilevel.results import initial_state
+from bilevel.resumable import Resumable
 from bilevel.schedule import Schedule
-from bilevel.trainer_checks import check_inner_optimizer, check_not_distributed, check_outer_optimizer
-from bilevel.training_state import collect, from_format_1, load, named_hooks, with_method
+from bilevel.trainer_checks import (
+    check_inner_optimizer,
+    check_modules,
+    check_outer_optimizer,
+    named_among,
+)
 
 __all__ = ["BilevelTrainer", "TrainingDiverged"]
 
 
-class BilevelTrainer:
+@renamed
+class BilevelTrainer(Resumable):
     """Train `inner` on the inner objective while the outer objective steers `outer` by hypergradients.
 
     Each epoch makes one ordinary optimizer step per inner batch, `w <- w - optimizer(df/dw)`, in which the outer
@@ -55,8 +61,8 @@ class BilevelTrainer:
             where the method evaluates F (after the look-ahead for `Unrolled`); they must stand in `outer_optimizer`.
         inner_scheduler: a torch learning-rate scheduler, stepped after every inner step; a `ReduceLROnPlateau` after
             every epoch, on its mean inner loss.
-        hooks: objects with some of the methods of `bilevel.events.Hook`. Those with a state are checkpointed under
-            their `name`, or their class's.
+        callbacks: called as training goes (see `Callback`). Those with a state are checkpointed under their `name`, or
+            their class's.
         state: further objects with `state_dict` and `load_state_dict` to be checkpointed, by name.
         checkpoint: file for the checkpoint, written atomically after every epoch; None writes none. While it trains,
             no second trainer can work on the same file.
@@ -103,7 +109,7 @@ class BilevelTrainer:
         schedule: Schedule | None = None,
         shared: Iterable[nn.Parameter] = (),
         inner_scheduler: LRScheduler | None = None,
-        hooks: Iterable[Any] = (),
+        callbacks: Iterable[Callback | Any] = (),
         state: Mapping[str, Any] | None = None,
         checkpoint: Path | str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -111,58 +117,39 @@ class BilevelTrainer:
         autocast: torch.dtype | None = None,
         progress: bool = True,
     ) -> None:
+        check_modules(inner, outer)
+        check_inner_optimizer(inner_optimizer, inner)
+        super().__init__(Walk(inner_batches, "inner_batches"), checkpoint, config, state)
         self.inner, self.outer = inner, outer
         self.inner_loss = resolve_objective(inner_loss, INNER_OBJECTIVES)
         self.inner_batches, self.outer_batches = inner_batches, outer_batches
         self.inner_optimizer, self.outer_optimizer = inner_optimizer, outer_optimizer
-        self.schedule = schedule or Schedule()
-        self.inner_scheduler = inner_scheduler
-        self.hooks = [*hooks, *([ProgressBar()] if progress else [])]
-        named_hooks(self.hooks)  # refuses two of one name
-        self._file = CheckpointFile(checkpoint) if checkpoint is not None else None
-        self.config = dict(config or {})
+        self.schedule, self.inner_scheduler = schedule or Schedule(), inner_scheduler
+        self.callbacks: list[Any] = [*callbacks, *([ProgressBar()] if progress else [])]
+        stateful(self.callbacks)  # refuses two of one name
         self.describe_batch = describe_batch or (lambda batch: "")
-        if autocast not in (None, torch.bfloat16):
-            raise ValueError(
-                f"`autocast` must be None or torch.bfloat16, got {autocast}; float16 needs loss scaling, which would "
-                "hide an inner loss that is not finite."
-            )
-        self.autocast = autocast
-        self.epoch = 0
-        self.total_epochs = 0
-        self.history: list[dict[str, float]] = []
-        self._state = dict(state or {})
-        self._unfinished: int | None = None  # the epoch in whose middle training was stopped
-        if not any(p.requires_grad for p in inner.parameters()):
-            raise ValueError("`inner` has no trainable parameters.")
-        check_not_distributed(inner, "inner")
-        check_not_distributed(outer, "outer")
-        check_inner_optimizer(inner_optimizer, inner)
-        self._walks = {"inner": Walk(inner_batches, "inner_batches")}
-        optimizers = {"inner_optimizer": inner_optimizer}
-        self.method: Any = None
+        self.autocast, self.total_epochs = autocast, 0
         self._outer_phase: OuterPhase | None = None
-        wanted = set(shared)
-        named = [(n, p) for n, p in inner.named_parameters() if p in wanted]
-        if named or any(p.requires_grad for p in outer.parameters()):
+        optimizers = {"inner_optimizer": inner_optimizer}
+        moved = named_among(inner, shared)
+        if moved or any(p.requires_grad for p in outer.parameters()):
             if outer_loss is None or outer_batches is None or outer_optimizer is None:
                 raise ValueError(
                     "`outer` has trainable parameters, so `outer_loss`, `outer_batches` and `outer_optimizer` are all "
                     "needed; use UniformWeights() as `outer` for plain training."
                 )
-            check_outer_optimizer(outer_optimizer, outer, named)
+            check_outer_optimizer(outer_optimizer, outer, moved)
             optimizers["outer_optimizer"] = outer_optimizer
             self._walks["outer"] = Walk(outer_batches, "outer_batches")
-            self.method = method_for(method, inner_optimizer, inner)
             self._outer_phase = OuterPhase(
                 inner,
                 outer,
                 self.inner_loss,
                 resolve_objective(outer_loss, OUTER_OBJECTIVES),
-                self.method,
+                method_for(method, inner_optimizer, inner),
                 outer_optimizer,
                 self.schedule,
-                named,
+                moved,
                 self._walks,
                 self.describe_batch,
             )
@@ -185,13 +172,19 @@ class BilevelTrainer:
         return self._outer_phase is not None
 
     @property
+    def method(self) -> HypergradientMethod | None:
+        """The hypergradient method; None where there is nothing for outer steps to move."""
+        return self._outer_phase.method if self._outer_phase is not None else None
+
+    @property
+    def method_state(self) -> Any:
+        """What the method carries from step to step; see `hypergradient`."""
+        return self._outer_phase.method_state if self._outer_phase is not None else None
+
+    @property
     def problem(self) -> BilevelProblem:
         """The pair of pure losses that the outer steps differentiate."""
         return self._phase().problem
-
-    def track(self, name: str, part: Any) -> None:
-        """Checkpoint one more object (with `state_dict` and `load_state_dict`) under `name`."""
-        self._state[name] = part
 
     def fit(self, epochs: int, *, restart_epoch: bool = False) -> list[dict[str, float]]:
         """Train until `epochs` epochs are finished in total and return the history.
@@ -208,15 +201,11 @@ class BilevelTrainer:
             RuntimeError: if an exception stopped this trainer in the middle of an epoch and it has not been resumed.
             KeyboardInterrupt: passed on; the checkpoint of the last finished epoch is on disk.
         """
-        if self._unfinished is not None and not restart_epoch:
-            how = "resume() goes on from the end of the epoch before" if self.checkpoint else "there is no checkpoint"
-            raise RuntimeError(
-                f"This trainer was stopped in the middle of epoch {self._unfinished}, so its variables are those of no "
-                f"epoch: {how}; fit(..., restart_epoch=True) goes on with them as they are, inexactly."
-            )
+        if not restart_epoch:
+            self._refuse_the_middle_of_an_epoch()
         self.total_epochs = epochs
-        with self._file.held() if self._file is not None else nullcontext(), end_hooks(self.hooks, self):
-            call_hooks(self.hooks, "on_fit_start", self)
+        with self._holding_the_file(), ended(self.callbacks, self):
+            notify(self.callbacks, "on_fit_start", self)
             self._inner_epoch.note_frozen()
             if self.epoch == 0 and self._unfinished is None:
                 self.save()
@@ -228,7 +217,7 @@ class BilevelTrainer:
         self._unfinished = epoch = self.epoch + 1
 
         def after_step(step: int) -> None:
-            call_hooks(self.hooks, "on_inner_step", self, epoch, step)
+            notify(self.callbacks, "on_inner_step", self, epoch, step)
 
         metrics = {"inner_loss": self._inner_epoch.run(epoch, self._kept(), after_step)}
         if self._outer_phase is not None and self.schedule.due(epoch):
@@ -238,19 +227,16 @@ class BilevelTrainer:
             ]
             metrics["outer_loss"] = float(torch.stack(losses).mean())
         self._guard.check_variables(epoch, self._kept())
-        call_hooks(self.hooks, "on_epoch_end", self, epoch, metrics)
+        notify(self.callbacks, "on_epoch_end", self, epoch, metrics)
         self.epoch = epoch
         self.history.append(metrics)
         self._unfinished = None
         self.save()
 
-    def _kept(self) -> str:
-        return f"; the checkpoint of epoch {self.epoch} is kept in {self.checkpoint}" if self.checkpoint else ""
-
     def outer_step(self, inner_batches: Sequence[Any], outer_batch: Any, epoch: int = 0, step: int = 0) -> Tensor:
         """Make one outer step on the given batches and return the outer loss before it."""
         found = self._phase().step(inner_batches, outer_batch, epoch, step)
-        call_hooks(self.hooks, "on_outer_step", self, epoch, step, found)
+        notify(self.callbacks, "on_outer_step", self, epoch, step, found)
         return found.outer_loss
 
     def _phase(self) -> OuterPhase:
@@ -258,54 +244,17 @@ class BilevelTrainer:
             raise ValueError("`outer` has no trainable parameters and there are no `shared` ones: no outer step to do.")
         return self._outer_phase
 
-    # --- state -------------------------------------------------------------------------------------------------------
-
     def _parts(self) -> dict[str, Any]:
-        """The objects whose state is checkpointed, by name."""
-        parts = {f"state.{name}": part for name, part in self._state.items()}
-        parts |= {f"hook.{name}": hook for name, hook in named_hooks(self.hooks).items()}
+        parts = {f"callback.{name}": callback for name, callback in stateful(self.callbacks).items()}
         parts |= {"inner": self.inner, "outer": self.outer, "inner_optimizer": self.inner_optimizer}
         if self.outer_optimizer is not None:
             parts["outer_optimizer"] = self.outer_optimizer
         if self.inner_scheduler is not None:
             parts["inner_scheduler"] = self.inner_scheduler
-        if self._outer_phase is not None and self._outer_phase.method_state is not None:
-            parts["method"] = self._outer_phase
+        if self.method_state is not None:
+            parts["method"] = self._phase()
         return parts
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, as plain data."""
-        return collect(self._parts(), self._walks, self.config, self.epoch, self.history)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of `state_dict`; if that fails, the trainer is as it was.
-
-        Raises:
-            ValueError: if it belongs to another format or config, lacks something, or holds what this trainer has no
-                place for; the message names the first difference.
-        """
-        if state.get("format") == 1:
-            taken = {"inner": self.schedule.inner_batches, "outer": 1}
-            state = from_format_1(state, self.hooks, self._walks, taken)
-        state = with_method(state, None if self._outer_phase is None else initial_state(self.method))
-        load(state, self._parts(), self._walks, self.config)
-        self.epoch, self.history = state["epoch"], [dict(entry) for entry in state["history"]]
-        self._unfinished = None
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The checkpoint's file, if one is written."""
-        return self._file.path if self._file is not None else None
-
-    def save(self) -> None:
-        """Write the checkpoint, if there is a file for it."""
-        if self._file is not None:
-            self._file.save(self.state_dict())
-
-    def resume(self) -> bool:
-        """Load the checkpoint if there is one; return whether there was.
-
-        Raises:
-            ValueError: if it is damaged or does not fit this trainer, which then is as it was.
-        """
-        return self._file is not None and self._file.load_into(self.load_state_dict)
+    def _modernised(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        taken = {"inner": self.schedule.inner_batches_per_step, "outer": 1}
+        return modernised(state, self.callbacks, self._walks, taken, initial_state(self.method))

@@ -24,6 +24,24 @@ def check_not_distributed(module: nn.Module, name: str) -> None:
             )
 
 
+def check_modules(inner: nn.Module, outer: nn.Module) -> None:
+    """Raise unless `inner` has something to train and neither module is spread over processes or devices.
+
+    Raises:
+        ValueError: naming the module.
+    """
+    if not any(p.requires_grad for p in inner.parameters()):
+        raise ValueError("`inner` has no trainable parameters.")
+    check_not_distributed(inner, "inner")
+    check_not_distributed(outer, "outer")
+
+
+def named_among(module: nn.Module, wanted: Iterable[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a module that are among the wanted ones, with their names."""
+    chosen = set(wanted)
+    return [(name, p) for name, p in module.named_parameters() if p in chosen]
+
+
 def check_inner_optimizer(optimizer: torch.optim.Optimizer, inner: nn.Module) -> None:
     """Raise unless an optimizer moves the trainable parameters of `inner`, all of them and nothing else.
 

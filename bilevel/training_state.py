@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bilevel.batches import Walk
 from bilevel.generators import generator_states, random_state, restore_generators, restore_random_state
 
-FORMAT = 2
+FORMAT = 3
 FIELDS = {
     "format": int,
     "config": Mapping,
@@ -71,71 +71,6 @@ def _hand_out(state: Mapping[str, Any], parts: Mapping[str, Any], walks: Mapping
     restore_random_state(state["random"])
 
 
-def named_hooks(hooks: Iterable[Any]) -> dict[str, Any]:
-    """The hooks that have a state, by name: the `name` of the hook where that is a string, otherwise of its class.
-
-    Raises:
-        ValueError: if two of them have the same name.
-    """
-    found: dict[str, Any] = {}
-    for hook in hooks:
-        if not hasattr(hook, "state_dict"):
-            continue
-        name = getattr(hook, "name", None)
-        name = name if isinstance(name, str) else type(hook).__name__
-        if name in found:
-            raise ValueError(
-                f"Two hooks with a state are called {name!r}; give each an attribute `name`, by which a checkpoint "
-                "tells them apart."
-            )
-        found[name] = hook
-    return found
-
-
-def from_format_1(
-    state: Mapping[str, Any], hooks: Sequence[Any], walks: Mapping[str, Walk], taken_per_step: Mapping[str, int]
-) -> dict[str, Any]:
-    """The state of an earlier version: it knew hooks by position and counted outer steps.
-
-    Its loaders began a fresh pass at every outer phase; they do so once more.
-
-    Raises:
-        ValueError: if it holds the state of a hook that is not at its place.
-    """
-    parts = {}
-    for name, part in _field(state, "parts", Mapping).items():
-        kind, _, number = str(name).partition(".")
-        if kind == "hook":
-            hook = hooks[int(number)] if number.isdigit() and int(number) < len(hooks) else None
-            names = [n for n, h in named_hooks(hooks).items() if h is hook]
-            if not names:
-                raise ValueError(f"The checkpoint holds the state of hook number {number}; give it at construction.")
-            name = f"hook.{names[0]}"
-        parts[name] = part
-    taken = _field(state, "outer_taken", int)
-    begun = {}
-    for name, walk in walks.items():
-        length = len(walk.batches) if isinstance(walk.batches, Sequence) else 0
-        begun[name] = {"position": taken * taken_per_step[name] % length if length else 0, "pass": None}
-    generators = {name: generator_states(walk.batches) for name, walk in walks.items()}
-    rest = {k: v for k, v in state.items() if k != "outer_taken"}
-    return {**rest, "format": FORMAT, "parts": parts, "walks": begun, "generators": generators}
-
-
-def with_method(state: Mapping[str, Any], initial: Any) -> Mapping[str, Any]:
-    """The same with what the hypergradient method carries, as earlier versions wrote it.
-
-    They kept nothing of `RecomputedUnrolled`, which compares its products once more, and an empty state of methods that
-    carry nothing.
-    """
-    parts = dict(_field(state, "parts", Mapping))
-    if initial is not None:
-        parts.setdefault("method", initial)
-    elif parts.get("method") == {}:
-        del parts["method"]
-    return {**state, "parts": parts}
-
-
 def check_state(
     state: Mapping[str, Any], parts: Mapping[str, Any], config: Mapping[str, Any], walks: Iterable[str]
 ) -> None:
@@ -153,7 +88,7 @@ def check_state(
     if state.get("format") != FORMAT:
         raise ValueError(f"This checkpoint has format {state.get('format')!r}; this version reads {FORMAT}.")
     for name, kind in FIELDS.items():
-        _field(state, name, kind)
+        field(state, name, kind)
     _check_config(state["config"], config)
     epoch, history = state["epoch"], state["history"]
     if epoch < 0 or len(history) != epoch or not all(isinstance(entry, Mapping) for entry in history):
@@ -174,7 +109,12 @@ def check_state(
         _check_part(name, state["parts"][name], part)
 
 
-def _field(state: Mapping[str, Any], name: str, kind: type) -> Any:
+def field(state: Mapping[str, Any], name: str, kind: type) -> Any:
+    """An entry of a state.
+
+    Raises:
+        ValueError: if it is missing or of another kind.
+    """
     if name not in state:
         raise ValueError(f"The checkpoint lacks `{name}`.")
     value = state[name]
@@ -243,7 +183,7 @@ def _compare(place: str, saved: Any, present: Any, shapes: bool) -> None:
 
 
 def _check_optimizer(name: str, saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    groups, states = _field(saved, "param_groups", list), _field(saved, "state", Mapping)
+    groups, states = field(saved, "param_groups", list), field(saved, "state", Mapping)
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     found = [len(group.get("params", ())) if isinstance(group, Mapping) else -1 for group in groups]
     if found != sizes:

@@ -246,7 +246,7 @@ class Experiment:
             "inner_batches": train,
             "inner_optimizer": optimizer,
             "inner_scheduler": scheduler,
-            "hooks": hooks,
+            "callbacks": hooks,
             "state": {"labels": self.labels},
             "checkpoint": self.checkpoint,
             "config": c.as_dict() | dict(self.identity),

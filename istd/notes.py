@@ -25,7 +25,7 @@ def notes_on(experiment: Experiment, detected: int | None) -> list[str]:
     """
     config, trainer, counts = experiment.config, experiment.trainer, acted(experiment.trainer.history)
     found: list[str] = []
-    updates = next((hook for hook in trainer.hooks if isinstance(hook, LabelUpdates)), None)
+    updates = next((hook for hook in trainer.callbacks if isinstance(hook, LabelUpdates)), None)
     if updates is not None and not counts["label_updates"]:
         found.append(
             f"LABEL EVOLUTION NEVER ACTED: updates are due in epochs {updates.start} to {updates.stop}, the run has "

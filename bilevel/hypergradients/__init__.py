@@ -1,5 +1,6 @@
 """Hypergradient methods: one idea a file, one signature, one door (`hypergradient`)."""
 
+from bilevel.deprecation import moved_names
 from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning, NotFiniteError
 from bilevel.hypergradients.bome import BOME
 from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
@@ -8,10 +9,10 @@ from bilevel.hypergradients.f2sa import F2SA
 from bilevel.hypergradients.finite_difference import FiniteDifference
 from bilevel.hypergradients.fixed_point import FixedPoint
 from bilevel.hypergradients.forward_mode import ForwardUnrolled
-from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
 from bilevel.hypergradients.meso import MESO
 from bilevel.hypergradients.next_step import NextStep
+from bilevel.hypergradients.rank_one_gauss_newton import RankOneGaussNewton
 from bilevel.hypergradients.recomputed import RecomputedUnrolled
 from bilevel.hypergradients.sama import SAMA
 from bilevel.hypergradients.trajectory import AggregatedUnrolled, PessimisticUnrolled
@@ -29,16 +30,18 @@ __all__ = [
     "FiniteDifference",
     "FixedPoint",
     "ForwardUnrolled",
-    "GaussNewton",
     "HypergradientMethod",
     "HypergradientWarning",
     "Implicit",
     "NextStep",
     "NotFiniteError",
     "PessimisticUnrolled",
+    "RankOneGaussNewton",
     "RecomputedUnrolled",
     "TruncatedUnrolled",
     "Unrolled",
     "hypergradient",
     "resolve_method",
 ]
+
+__getattr__ = moved_names(__name__)

@@ -7,10 +7,11 @@ from typing import Any
 import optree
 import torch
 
+from bilevel.deprecation import current_key
 from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning, NotFiniteError
-from bilevel.hypergradients.gauss_newton import GaussNewton
 from bilevel.hypergradients.implicit import Implicit
 from bilevel.hypergradients.instance import Instance
+from bilevel.hypergradients.rank_one_gauss_newton import RankOneGaussNewton
 from bilevel.linear_solvers import MINRES, ConjugateGradient, Identity, Neumann, Nystrom
 from bilevel.problem import BilevelProblem, inside_a_loss
 from bilevel.registry import Registry
@@ -23,8 +24,8 @@ METHODS.register("minres", Implicit(MINRES()))
 METHODS.register("neumann", Implicit(Neumann()))
 METHODS.register("nystrom", Implicit(Nystrom()))
 METHODS.register("identity", Implicit(Identity(), warn=False))
-METHODS.register("gauss_newton", GaussNewton())
-METHODS.register("gauss_newton_as_published", GaussNewton(as_published=True))
+METHODS.register("rank_one_gauss_newton", RankOneGaussNewton())
+METHODS.register("rank_one_gauss_newton_as_published", RankOneGaussNewton(as_published=True))
 
 
 def resolve_method(
@@ -41,7 +42,7 @@ def resolve_method(
     """
     if method is None:
         return next_step or METHODS["conjugate_gradient"]
-    return METHODS[method] if isinstance(method, str) else method
+    return METHODS[current_key("bilevel.hypergradients.METHODS", method)] if isinstance(method, str) else method
 
 
 def hypergradient(
@@ -64,7 +65,7 @@ def hypergradient(
         inner_batches: batches for the inner loss, one per unrolled step; implicit methods average over them.
         outer_batch: batch for the outer loss.
         method: a method object, or one of `conjugate_gradient` (the default), `minres`, `neumann`, `nystrom`,
-            `identity`, `gauss_newton`, `gauss_newton_as_published`.
+            `identity`, `rank_one_gauss_newton`, `rank_one_gauss_newton_as_published`.
         state: what the method carries from call to call (`WarmStart`, `F2SA`, `MESO`, `RecomputedUnrolled`): the
             `.state` of the result before on the same problem. None begins anew; other methods carry nothing.
         throw: raise where the result is not finite, instead of warning.

@@ -3,25 +3,26 @@
 Every strategy is called as `weights(indices, losses)`; those that need no losses also take `weights(indices)`.
 """
 
+from bilevel.deprecation import moved_names
 from bilevel.reweighting.base import SampleWeights, bounded_weights
 from bilevel.reweighting.clusters import Clusters, ClusterWeights, Reclustering, choose_k
 from bilevel.reweighting.features import collect_features, load_features, save_features
 from bilevel.reweighting.heuristic import ClassWeights, FocalWeights, SelfPacedWeights, SmallLossWeights
 from bilevel.reweighting.history import WeightHistory, effective_sample_size
-from bilevel.reweighting.network import FeatureNetworkWeights, LossNetworkWeights
-from bilevel.reweighting.online import OnlineWeights
+from bilevel.reweighting.network import FeatureNetworkWeights, MetaWeightNet
+from bilevel.reweighting.online import L2RW
 from bilevel.reweighting.sharing import SharedClusterWeights, Sharing, nested, smoothed
 from bilevel.reweighting.table import TableWeights
 from bilevel.reweighting.uniform import UniformWeights
 
 __all__ = [
+    "L2RW",
     "ClassWeights",
     "ClusterWeights",
     "Clusters",
     "FeatureNetworkWeights",
     "FocalWeights",
-    "LossNetworkWeights",
-    "OnlineWeights",
+    "MetaWeightNet",
     "Reclustering",
     "SampleWeights",
     "SelfPacedWeights",
@@ -40,3 +41,5 @@ __all__ = [
     "save_features",
     "smoothed",
 ]
+
+__getattr__ = moved_names(__name__)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bilevel.checkpoint import write_atomically
+from bilevel.events import Callback
 from bilevel.reweighting.base import BOUND
 from bilevel.reweighting.features import as_matrix
 from bilevel.reweighting.table import TableWeights
@@ -232,7 +233,7 @@ class ClusterWeights(TableWeights):
         self.clusters = Clusters(*(state[name].cpu().numpy() for name in FIELDS))
 
 
-class Reclustering:
+class Reclustering(Callback):
     """Hook of `BilevelTrainer`: cluster anew every few epochs, for instance on the network's own features.
 
     Args:

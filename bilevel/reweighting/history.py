@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from bilevel.checkpoint import write_atomically
+from bilevel.events import Callback
 from bilevel.reweighting.table import TableWeights
 
 SHOWN = 12  # curves that a plot can carry; beyond, the most extreme weights are shown
@@ -30,7 +31,7 @@ def effective_sample_size(weights: ArrayLike) -> float:
     return float(w.sum() ** 2 / (w**2).sum())
 
 
-class WeightHistory:
+class WeightHistory(Callback):
     """Hook of `BilevelTrainer`: the weight and size of every group (cluster, class, sample) after every epoch.
 
     Args:
@@ -77,7 +78,7 @@ class WeightHistory:
             ValueError: if nothing has been recorded.
         """
         if not self.weight:
-            raise ValueError("Nothing is recorded yet: pass this hook to BilevelTrainer(hooks=[...]) and call fit.")
+            raise ValueError("Nothing is recorded yet: pass this to BilevelTrainer(callbacks=[...]) and call fit.")
         import matplotlib.figure  # drawing is optional; no window system is touched
 
         figure = matplotlib.figure.Figure(figsize=(11, 6.5), layout="constrained")

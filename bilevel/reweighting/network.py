@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from bilevel.reweighting.base import BOUND, bounded_weights
 
 
-class LossNetworkWeights(nn.Module):
+class MetaWeightNet(nn.Module):
     """Meta-weight-net: `w_i = V(l_i) / mean_j V(l_j)` with V a one-hidden-layer network ending in a sigmoid.
 
     The outer variables are V's weights, a few hundred whatever the size of the data. The loss is V's input only (it is

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-class OnlineWeights(nn.Module):
-    """L2RW: `w_i = max(<grad l_i, grad F>, 0)`, rescaled to mean one over the batch; nothing is remembered.
+class L2RW(nn.Module):
+    """Learning to reweight: `w_i = max(<grad l_i, grad F>, 0)`, rescaled to mean one; nothing is carried on.
 
     With sample weights e, one descent step from e = 0 gives w(e) = w - lr sum_i e_i grad l_i, so that
     `-dF(w(e))/de_i = lr <grad l_i, grad F>` at e = 0: the one-step unrolled hypergradient. All inner products come from

@@ -1,6 +1,6 @@
 """Which hypergradient moves the sample weights of semantic-priors: as derived, or as published."""
 
-from bilevel import GaussNewton, HypergradientMethod, Unrolled, sgd
+from bilevel import HypergradientMethod, RankOneGaussNewton, Unrolled, sgd
 
 VARIANTS = ("implicit", "gauss-newton", "published")
 
@@ -22,5 +22,5 @@ def hypergradient_variant(name: str, inner_lr: float) -> HypergradientMethod:
     if name == "implicit":
         return Unrolled(sgd(inner_lr), steps=1)
     if name == "gauss-newton":
-        return GaussNewton(warn=False)
-    return GaussNewton(as_published=True, step_size=inner_lr, warn=False)
+        return RankOneGaussNewton(warn=False)
+    return RankOneGaussNewton(as_published=True, step_size=inner_lr, warn=False)

@@ -25,13 +25,13 @@ from bilevel import (
     FiniteDifference,
     FixedPoint,
     ForwardUnrolled,
-    GaussNewton,
     Identity,
     Implicit,
     Neumann,
     NextStep,
     Nystrom,
     PessimisticUnrolled,
+    RankOneGaussNewton,
     RecomputedUnrolled,
     TruncatedUnrolled,
     Unrolled,
@@ -97,7 +97,7 @@ METHODS = {
     "fixed point, warm": Row(
         lambda w: FixedPoint(_shrink, WarmStart(GMRES(1))), batched=None, carries=True, uses_all=True, trains=False
     ),
-    "rank-one gauss-newton": Row(lambda w: GaussNewton(warn=False)),
+    "rank-one gauss-newton": Row(lambda w: RankOneGaussNewton(warn=False)),
     "finite difference": Row(lambda w: FiniteDifference(0.1)),
     "sama": Row(lambda w: SAMA(bilevel.sgd(0.1))),
     "f2sa": Row(lambda w: F2SA(bilevel.sgd(0.05), 3, growth=0.5), carries=True, homogeneous=False, moves=True),

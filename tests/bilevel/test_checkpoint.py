@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Counting:
-    """A hook with a state."""
+    """A callback with a state."""
 
     def __init__(self, name=None):
         self.seen = 0
@@ -139,28 +139,44 @@ def test_checkpoints_without_a_digest_load_with_a_note(tmp_path):
         load_checkpoint(tmp_path / "new.pt")
 
 
-def old_format(state, hooks):
+def old_format(state, callbacks):
     """The state as the format before this one had it."""
     parts = {}
     for name, part in state["parts"].items():
         kind, _, rest = name.partition(".")
-        parts[f"hook.{hooks.index(rest)}" if kind == "hook" else name] = part
+        parts[f"hook.{callbacks.index(rest)}" if kind == "callback" else name] = part
     kept = {k: v for k, v in state.items() if k not in ("walks", "generators", "parts")}
     return copy.deepcopy({**kept, "format": 1, "parts": parts, "outer_taken": 2})
 
 
 def test_finished_runs_of_the_format_before_still_load(tmp_path):
-    first = make(hooks=[Counting("one"), Counting("two")])
+    first = make(callbacks=[Counting("one"), Counting("two")])
     first.fit(2)
     torch.save(old_format(first.state_dict(), ["one", "two"]), tmp_path / "checkpoint.pt")
-    second = make(tmp_path, hooks=[Counting("one"), Counting("two")])
+    second = make(tmp_path, callbacks=[Counting("one"), Counting("two")])
     with pytest.warns(ResumeWarning, match="no digest"):
         assert second.resume()
     same_state(first, second)
     assert second.epoch == 2
-    third = make(tmp_path, hooks=[Counting("one")])
-    with pytest.warns(ResumeWarning), pytest.raises(ValueError, match="hook number 1"):
+    third = make(tmp_path, callbacks=[Counting("one")])
+    with pytest.warns(ResumeWarning), pytest.raises(ValueError, match="callback number 1"):
         third.resume()
+
+
+def format_2(state):
+    """The state as the last format had it: callbacks were called hooks."""
+    parts = {name.replace("callback.", "hook."): part for name, part in state["parts"].items()}
+    return copy.deepcopy({**state, "format": 2, "parts": parts})
+
+
+def test_callbacks_of_format_2_are_found(tmp_path):
+    first = make(tmp_path, callbacks=[Counting("one"), Counting("two")])
+    first.fit(2)
+    save_checkpoint(first.checkpoint, format_2(first.state_dict()))
+    second = make(tmp_path, callbacks=[Counting("two"), Counting("one")])
+    assert second.resume()
+    same_state(first, second)
+    assert [callback.seen for callback in second.callbacks] == [8, 8]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +194,7 @@ def test_what_methods_kept_in_earlier_versions_still_loads(tmp_path, method, kep
     whole.fit(4)
     first = make(tmp_path, method=method())
     first.fit(2)
-    state = first.state_dict()
+    state = format_2(first.state_dict())
     if kept != "the same":
         state["parts"]["method"] = kept
     save_checkpoint(first.checkpoint, state)
@@ -192,7 +208,7 @@ def test_runs_whose_products_were_not_kept_compare_them_once_more(tmp_path):
     method = RecomputedUnrolled(bilevel.sgd(0.1), 2, "forward")
     first = make(tmp_path, method=method)
     first.fit(2)
-    state = first.state_dict()
+    state = format_2(first.state_dict())
     assert state["parts"].pop("method")["whole"]["settled"] == "forward"
     save_checkpoint(first.checkpoint, state)
     resumed = make(tmp_path, method=method)
@@ -238,7 +254,7 @@ BROKEN = {
     "no outer optimizer": (without("parts", "outer_optimizer"), r"lack \['outer_optimizer'\]"),
     "no scheduler": (without("parts", "inner_scheduler"), r"lack \['inner_scheduler'\]"),
     "empty scheduler": (with_({}, "parts", "inner_scheduler"), "'inner_scheduler' lacks"),
-    "no hook": (without("parts", "hook.Counting"), r"lack \['hook.Counting'\]"),
+    "no callback": (without("parts", "callback.Counting"), r"lack \['callback.Counting'\]"),
     "stranger": (with_({}, "parts", "state.more"), r"hold \['state.more'\]"),
     "no weight": (without("parts", "inner", "0.weight"), r"`inner` lack \['0.weight'\]"),
     "half a weight": (with_(lambda x: x[:4], "parts", "inner", "0.weight"), r"inner.0.weight is a tensor.*\(4, 4\)"),
@@ -274,7 +290,7 @@ def full(folder=None):
     return make(
         folder,
         model=model,
-        hooks=[Counting()],
+        callbacks=[Counting()],
         state={"labels": nn.BatchNorm1d(3)},
         inner_optimizer=optimizer,
         inner_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 10),
@@ -336,32 +352,32 @@ def test_random_states_that_no_generator_takes_are_refused_and_change_nothing(sa
     assert fingerprint(trainer) == before
 
 
-# --- hooks by name ---------------------------------------------------------------------------------------------------
+# --- callbacks by name ------------------------------------------------------------------------------------------------
 
 
-def test_hooks_are_found_by_name_whatever_their_order(tmp_path):
-    make(tmp_path, hooks=[Counting("a"), Counting("b")]).fit(1)
+def test_callbacks_are_found_by_name_whatever_their_order(tmp_path):
+    make(tmp_path, callbacks=[Counting("a"), Counting("b")]).fit(1)
     a, b = Counting("a"), Counting("b")
-    second = make(tmp_path, hooks=[b, a])
+    second = make(tmp_path, callbacks=[b, a])
     a.seen = b.seen = -1
     assert second.resume()
     assert (a.seen, b.seen) == (4, 4)
 
 
-def test_a_hook_given_later_is_found_too_and_a_missing_one_is_named(tmp_path):
-    make(tmp_path, hooks=[Counting()]).fit(1)
+def test_a_callback_given_later_is_found_too_and_a_missing_one_is_named(tmp_path):
+    make(tmp_path, callbacks=[Counting()]).fit(1)
     later = make(tmp_path)
-    with pytest.raises(ValueError, match=r"hold \['hook.Counting'\].*give them at construction"):
+    with pytest.raises(ValueError, match=r"hold \['callback.Counting'\].*give them at construction"):
         later.resume()
-    hook = Counting()
-    later.hooks.append(hook)
+    counting = Counting()
+    later.callbacks.append(counting)
     assert later.resume()
-    assert hook.seen == 4
+    assert counting.seen == 4
 
 
-def test_two_hooks_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="Two hooks with a state are called 'Counting'"):
-        make(hooks=[Counting(), Counting()])
+def test_two_callbacks_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="Two callbacks with a state are called 'Counting'"):
+        make(callbacks=[Counting(), Counting()])
 
 
 # --- files and processes ---------------------------------------------------------------------------------------------
@@ -505,7 +521,7 @@ def test_two_trainers_of_one_process_cannot_either(tmp_path, monkeypatch):
             make(tmp_path).fit(1)
 
     with pytest.raises(FileInUseError):
-        make(tmp_path, hooks=[Nested()]).fit(1)
+        make(tmp_path, callbacks=[Nested()]).fit(1)
     with exclusive(tmp_path / "checkpoint.pt"):
         pass  # given back
 

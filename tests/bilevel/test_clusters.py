@@ -148,7 +148,7 @@ def make(tmp_path, epochs):
         outer_optimizer=torch.optim.Adam(weights.parameters(), 0.2),
         method=Unrolled(sgd(0.5), steps=1),
         schedule=Schedule(every=1, steps=2),
-        hooks=[Reclustering(weights, lambda: collect_features(body, [x], progress=False), every=2), history],
+        callbacks=[Reclustering(weights, lambda: collect_features(body, [x], progress=False), every=2), history],
         checkpoint=tmp_path / "c.pt",
         progress=False,
     )

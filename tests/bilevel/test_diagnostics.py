@@ -10,9 +10,9 @@ import bilevel
 from bilevel import (
     BilevelProblem,
     FiniteDifference,
-    GaussNewton,
     Identity,
     Implicit,
+    RankOneGaussNewton,
     check_hypergradient,
     hypergradient,
 )
@@ -35,7 +35,7 @@ def test_the_published_sign_is_found_out():
     """Scalar anchor: the published direction is exactly opposite, here at full length."""
     problem = BilevelProblem(lambda w, x, _: (w - 2 * x) ** 2 / 2, lambda w, x, _: (w - 0.5) ** 2 / 2)
     w, x = torch.tensor(2.5, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-    method = GaussNewton(as_published=True, step_size=1.0)
+    method = RankOneGaussNewton(as_published=True, step_size=1.0)
     check = check_hypergradient(problem, w, x, [None], None, method, optimizer=bilevel.sgd(0.3), steps=30)
     assert check.cosine == pytest.approx(-1.0)
     assert "Do not follow it" in check.verdict
@@ -46,7 +46,7 @@ def test_a_large_direct_part_cannot_hide_a_wrong_indirect_one():
         lambda w, x, _: (w - 2 * x) ** 2 / 2, lambda w, x, _: 1e-3 * (w - 0.5) ** 2 / 2 + (x + 9) ** 2
     )
     w, x = torch.tensor(2.5, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-    method = GaussNewton(as_published=True, step_size=1.0)
+    method = RankOneGaussNewton(as_published=True, step_size=1.0)
     check = check_hypergradient(problem, w, x, [None], None, method, optimizer=bilevel.sgd(0.3), steps=30)
     assert check.cosine > 0.99
     assert check.indirect_cosine == pytest.approx(-1.0)

@@ -42,7 +42,7 @@ class InterruptedBatches(EpochBatches):
 @pytest.mark.parametrize(("times", "survived"), [(1, 1), (2, 1)])
 def test_the_first_interrupt_waits_for_the_step_and_a_second_one_does_not(tmp_path, times, survived):
     batches = InterruptedBatches(times)
-    trainer = make(tmp_path, inner_batches=batches, hooks=[StopBetweenSteps()])
+    trainer = make(tmp_path, inner_batches=batches, callbacks=[StopBetweenSteps()])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(4)
     assert (batches.given, batches.survived) == (times, survived)
@@ -57,24 +57,24 @@ class InterruptAtTheEnd:
 
 def test_an_interrupt_between_epochs_keeps_the_finished_epoch(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, hooks=[InterruptAtTheEnd(), StopBetweenSteps()]).fit(4)
+        make(tmp_path, callbacks=[InterruptAtTheEnd(), StopBetweenSteps()]).fit(4)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
 def test_an_interrupt_after_the_last_step_is_not_lost(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, hooks=[InterruptAtTheEnd(), StopBetweenSteps()]).fit(1)
+        make(tmp_path, callbacks=[InterruptAtTheEnd(), StopBetweenSteps()]).fit(1)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
 def test_ignored_interrupts_stay_ignored(tmp_path):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    make(tmp_path, hooks=[InterruptAtTheEnd(), StopBetweenSteps()]).fit(2)
+    make(tmp_path, callbacks=[InterruptAtTheEnd(), StopBetweenSteps()]).fit(2)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 2
 
 
 def test_it_does_nothing_in_another_thread(tmp_path):
-    trainer = make(tmp_path, hooks=[StopBetweenSteps()])
+    trainer = make(tmp_path, callbacks=[StopBetweenSteps()])
     thread = threading.Thread(target=trainer.fit, args=(1,))
     thread.start()
     thread.join()
@@ -106,7 +106,7 @@ class TerminateInTheMiddle(EpochBatches):
 def test_sigterm_ends_the_run_between_two_steps_as_an_interrupt_does(tmp_path, terminate, times):
     batches = TerminateInTheMiddle(times)
     with pytest.raises(SystemExit) as stopped:
-        make(tmp_path, inner_batches=batches, hooks=[StopBetweenSteps()]).fit(4)
+        make(tmp_path, inner_batches=batches, callbacks=[StopBetweenSteps()]).fit(4)
     assert stopped.value.code == 143
     assert batches.survived == 1
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
@@ -119,7 +119,7 @@ def test_a_process_that_gets_sigterm_saves_and_exits(tmp_path):
     code = (
         "import sys; from pathlib import Path; from bilevel.events import StopBetweenSteps\n"
         "from tests.bilevel.test_events import TerminateInTheMiddle; from tests.bilevel.test_trainer import make\n"
-        "make(Path(sys.argv[1]), inner_batches=TerminateInTheMiddle(), hooks=[StopBetweenSteps()]).fit(4)"
+        "make(Path(sys.argv[1]), inner_batches=TerminateInTheMiddle(), callbacks=[StopBetweenSteps()]).fit(4)"
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -145,28 +145,28 @@ class SeesTheEnd:
         self.seen = True
 
 
-def test_a_hook_that_raises_in_the_end_keeps_no_other_from_ending(tmp_path, terminate):
+def test_a_callback_that_raises_in_the_end_keeps_no_other_from_ending(tmp_path, terminate):
     last = SeesTheEnd()
     with pytest.raises(RuntimeError, match="the plot failed"):
-        make(tmp_path, hooks=[RaisesAtTheEnd(), StopBetweenSteps(), last]).fit(1)
+        make(tmp_path, callbacks=[RaisesAtTheEnd(), StopBetweenSteps(), last]).fit(1)
     assert last.seen
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
-def test_what_stopped_the_run_is_not_hidden_by_a_hook_that_raises_in_the_end(tmp_path):
+def test_what_stopped_the_run_is_not_hidden_by_a_callback_that_raises_in_the_end(tmp_path):
     with pytest.raises(KeyboardInterrupt) as stopped:
-        make(tmp_path, inner_batches=InterruptedBatches(1), hooks=[RaisesAtTheEnd(), StopBetweenSteps()]).fit(4)
+        make(tmp_path, inner_batches=InterruptedBatches(1), callbacks=[RaisesAtTheEnd(), StopBetweenSteps()]).fit(4)
     assert "RaisesAtTheEnd.on_fit_end raised RuntimeError('the plot failed')" in stopped.value.__notes__[0]
 
 
-def test_a_hook_that_raises_at_the_start_leaves_no_signal_captured(tmp_path, terminate):
+def test_a_callback_that_raises_at_the_start_leaves_no_signal_captured(tmp_path, terminate):
     class RaisesAtTheStart:
         def on_fit_start(self, trainer):
             raise RuntimeError("no display")
 
     with pytest.raises(RuntimeError, match="no display"):
-        make(tmp_path, hooks=[StopBetweenSteps(), RaisesAtTheStart()]).fit(1)
+        make(tmp_path, callbacks=[StopBetweenSteps(), RaisesAtTheStart()]).fit(1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

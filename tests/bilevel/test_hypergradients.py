@@ -11,10 +11,10 @@ from bilevel import (
     BilevelProblem,
     ConjugateGradient,
     Dense,
-    GaussNewton,
     HypergradientWarning,
     Implicit,
     Neumann,
+    RankOneGaussNewton,
     Unrolled,
     hypergradient,
 )
@@ -82,11 +82,11 @@ def test_scalar_anchor_of_both_signs():
     problem = BilevelProblem(lambda w, x, _: a / 2 * (w - b * x) ** 2, lambda w, x, _: (w - c) ** 2 / 2)
     for value in (-1.0, 0.3, 5.0):
         w, x = torch.tensor(value, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-        ours = hypergradient(problem, w, x, [None], None, GaussNewton())
-        published = hypergradient(problem, w, x, [None], None, GaussNewton(as_published=True, step_size=eta))
+        ours = hypergradient(problem, w, x, [None], None, RankOneGaussNewton())
+        published = hypergradient(problem, w, x, [None], None, RankOneGaussNewton(as_published=True, step_size=eta))
         assert float(ours.value) == pytest.approx(b * (value - c), rel=1e-12)
         assert float(published.value) == pytest.approx(-eta * b * (value - c), rel=1e-12)
-    at_solution = hypergradient(problem, 2.0 * x, x, [None], None, GaussNewton())
+    at_solution = hypergradient(problem, 2.0 * x, x, [None], None, RankOneGaussNewton())
     assert bool(at_solution.stats["degenerate"])
     assert float(at_solution.indirect) == 0.0  # 0/0: said to be degenerate, not infinite
 

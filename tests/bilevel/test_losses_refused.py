@@ -13,8 +13,8 @@ from bilevel import (
     CheckpointedUnrolled,
     ConjugateGradient,
     ForwardUnrolled,
-    GaussNewton,
     Implicit,
+    RankOneGaussNewton,
     RecomputedUnrolled,
     Unrolled,
     hypergradient,
@@ -52,7 +52,7 @@ def checkpointed_problem(how):
 
 
 @pytest.mark.parametrize("how", [True, False], ids=["reentrant", "non-reentrant"])
-@pytest.mark.parametrize("method", [Unrolled(SGD, 2), RecomputedUnrolled(SGD, 2), GaussNewton()])
+@pytest.mark.parametrize("method", [Unrolled(SGD, 2), RecomputedUnrolled(SGD, 2), RankOneGaussNewton()])
 def test_activation_checkpointing_in_a_loss_over_modules_is_refused(how, method):
     """Its recomputation sees the module's own parameters: 3 % wrong at five steps, 16 % for the reentrant kind."""
     problem, w, a = checkpointed_problem(how)
@@ -93,7 +93,7 @@ def test_activation_checkpointing_in_a_pure_loss_is_right(method):
 def test_an_outer_loss_under_no_grad_is_refused():
     problem, w, a, batches = logistic_problem()
     constant = BilevelProblem(problem.inner_loss, torch.no_grad()(problem.outer_loss))
-    for method in (Unrolled(SGD), GaussNewton(), Implicit(ConjugateGradient())):
+    for method in (Unrolled(SGD), RankOneGaussNewton(), Implicit(ConjugateGradient())):
         with pytest.raises(ValueError, match="`outer_loss` depends neither"):
             hypergradient(constant, w, a, batches, None, method)
 
@@ -107,11 +107,11 @@ def test_a_hypergradient_inside_a_loss_is_refused_unless_it_is_said_to_be_consta
 
     with pytest.raises(RuntimeError, match="called inside a loss"):
         hypergradient(BilevelProblem(problem.inner_loss, nested), w, a, batches, None, Unrolled(SGD))
-    inside = hypergradient(problem, w, a, batches, None, GaussNewton()).value["logit"]
+    inside = hypergradient(problem, w, a, batches, None, RankOneGaussNewton()).value["logit"]
 
     def outer(w, a, batch):
         with torch.no_grad():
-            constant = hypergradient(problem, start, a, batches, None, GaussNewton()).value["logit"]
+            constant = hypergradient(problem, start, a, batches, None, RankOneGaussNewton()).value["logit"]
         return (constant * a["logit"]).sum()
 
     start = w
@@ -190,7 +190,9 @@ def test_a_fused_kernel_that_the_loss_insists_on_is_named():
         hypergradient(problem, w, a, [None], None, Unrolled(SGD, 2))
 
 
-@pytest.mark.parametrize("method", [Unrolled(SGD), RecomputedUnrolled(SGD, 1), ForwardUnrolled(SGD, 1), GaussNewton()])
+@pytest.mark.parametrize(
+    "method", [Unrolled(SGD), RecomputedUnrolled(SGD, 1), ForwardUnrolled(SGD, 1), RankOneGaussNewton()]
+)
 def test_sparse_gradients_are_named(method):
     model, weights = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 1)), nn.Linear(1, 1)
     index = torch.tensor([0, 1, 4])

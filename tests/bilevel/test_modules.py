@@ -8,8 +8,8 @@ from torch.nn import functional as F
 import bilevel
 from bilevel import (
     ConjugateGradient,
-    GaussNewton,
     Implicit,
+    RankOneGaussNewton,
     Unrolled,
     hypergradient,
     parameters_of,
@@ -35,7 +35,7 @@ def data(seed=0, n=12):
 
 
 @pytest.mark.parametrize(
-    "method", [Unrolled(bilevel.sgd(0.1), 3), Implicit(ConjugateGradient(3), warn=False), GaussNewton()]
+    "method", [Unrolled(bilevel.sgd(0.1), 3), Implicit(ConjugateGradient(3), warn=False), RankOneGaussNewton()]
 )
 def test_a_hypergradient_changes_no_buffer_and_no_parameter(method):
     torch.manual_seed(0)

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 import bilevel
 from bilevel import BilevelProblem, Unrolled, hypergradient
 from bilevel.reweighting import (
+    L2RW,
     ClassWeights,
     FeatureNetworkWeights,
     FocalWeights,
-    LossNetworkWeights,
-    OnlineWeights,
+    MetaWeightNet,
     SelfPacedWeights,
     SmallLossWeights,
     TableWeights,
@@ -30,7 +30,7 @@ INDEX, LOSSES = torch.arange(6), torch.tensor([0.1, 2.0, 0.3, 0.0, 5.0, 1.0], dt
         FocalWeights(),
         SmallLossWeights(0.5),
         SelfPacedWeights(),
-        LossNetworkWeights(),
+        MetaWeightNet(),
         FeatureNetworkWeights(torch.randn(6, 3)),
     ],
     ids=lambda w: type(w).__name__,
@@ -84,7 +84,7 @@ def test_self_paced_learning_takes_in_harder_samples_with_time():
 
 def test_loss_network_learns_to_turn_down_large_losses():
     """Outer objective: the weighted mean loss of the batch; the direct gradient must favour small losses."""
-    weights = LossNetworkWeights(hidden=16).double()
+    weights = MetaWeightNet(hidden=16).double()
     optimizer = torch.optim.Adam(weights.parameters(), 0.05)
     assert torch.allclose(weights(INDEX, LOSSES), torch.ones(6, dtype=torch.float64))
     for _ in range(50):
@@ -115,7 +115,7 @@ def test_online_weights_are_the_positive_part_of_the_one_step_hypergradient():
         torch.randn(5).double(),
     )
     layer = nn.Linear(3, 1).double()
-    weights = OnlineWeights(lambda: F.mse_loss(layer(z)[:, 0], t), layer.parameters())
+    weights = L2RW(lambda: F.mse_loss(layer(z)[:, 0], t), layer.parameters())
     losses = F.mse_loss(layer(x)[:, 0], y, reduction="none")
     found = weights(torch.arange(8), losses)
     problem = BilevelProblem(
@@ -142,9 +142,9 @@ def test_online_weights_are_the_positive_part_of_the_one_step_hypergradient():
         (lambda: FocalWeights(-1.0), "gamma"),
         (lambda: SmallLossWeights(1.0), "forget"),
         (lambda: SelfPacedWeights(0.9), "growth"),
-        (lambda: LossNetworkWeights(0), "hidden"),
+        (lambda: MetaWeightNet(0), "hidden"),
         (lambda: FeatureNetworkWeights(torch.tensor([[float("nan")]])), "features"),
-        (lambda: OnlineWeights(lambda: torch.zeros(()), []), "parameters"),
+        (lambda: L2RW(lambda: torch.zeros(()), []), "parameters"),
     ],
 )
 def test_impossible_settings_are_named(make, message):

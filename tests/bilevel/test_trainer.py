@@ -15,8 +15,8 @@ from bilevel import (
     MESO,
     BilevelTrainer,
     ConjugateGradient,
-    GaussNewton,
     Implicit,
+    RankOneGaussNewton,
     Schedule,
     TrainingDiverged,
     Unrolled,
@@ -184,7 +184,7 @@ def test_shared_parameters_follow_the_direct_gradient_of_the_outer_loss():
         outer_batches=validation,
         inner_optimizer=torch.optim.SGD(model.parameters(), 0.1),
         outer_optimizer=torch.optim.SGD([*weights.parameters(), *model.parameters()], 0.5),
-        method=GaussNewton(warn=False),
+        method=RankOneGaussNewton(warn=False),
         shared=model.parameters(),
         progress=False,
     )
@@ -197,7 +197,7 @@ def test_shared_parameters_follow_the_direct_gradient_of_the_outer_loss():
 
 @pytest.mark.parametrize(
     "method",
-    [GaussNewton(warn=False), Unrolled(bilevel.sgd(0.1)), "identity"],
+    [RankOneGaussNewton(warn=False), Unrolled(bilevel.sgd(0.1)), "identity"],
     ids=["rank-one", "unrolled", "identity"],
 )
 def test_shared_parameters_move_without_learned_weights_too(method):
@@ -273,7 +273,7 @@ def test_inner_variables_that_a_penalty_method_has_moved_are_adopted():
         def on_outer_step(self, trainer, epoch, step, found):
             seen.append(found.inner)
 
-    trainer.hooks.append(Watch())
+    trainer.callbacks.append(Watch())
     batch = next(iter(EpochBatches()))
     trainer.outer_step([batch], batch)
     assert all(torch.equal(p, seen[0][name]) for name, p in trainer.inner.named_parameters())
@@ -350,7 +350,7 @@ def test_an_interruption_leaves_the_last_finished_epoch_on_disk(tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, hooks=[Interrupt()]).fit(5)
+        make(tmp_path, callbacks=[Interrupt()]).fit(5)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 2
 
 

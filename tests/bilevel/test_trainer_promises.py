@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 import bilevel
-from bilevel import BilevelTrainer, GaussNewton, HypergradientWarning, NextStep, Schedule, TrainingDiverged, Unrolled
+from bilevel import (
+    BilevelTrainer,
+    HypergradientWarning,
+    NextStep,
+    RankOneGaussNewton,
+    Schedule,
+    TrainingDiverged,
+    Unrolled,
+)
 from bilevel.reweighting import TableWeights, UniformWeights
 from tests.bilevel.test_trainer import EpochBatches, inner_loss, make, network, outer_loss, same_state
 
@@ -128,12 +136,14 @@ def test_an_optimizer_that_cannot_be_unrolled_asks_for_a_method():
     assert make(model=model, method=Unrolled(bilevel.sgd(0.1)), inner_optimizer=rmsprop).epoch == 0
 
 
-@pytest.mark.parametrize("method", ["gauss_newton", "gauss_newton_as_published", GaussNewton()], ids=str)
+@pytest.mark.parametrize(
+    "method", ["rank_one_gauss_newton", "rank_one_gauss_newton_as_published", RankOneGaussNewton()], ids=str
+)
 def test_rank_one_forms_say_what_they_are(method):
     with pytest.warns(HypergradientWarning, match="matrix of rank one") as said:
         make(method=method).fit(4)
     assert len(said) == 1
-    make(method=GaussNewton(warn=False)).fit(2)
+    make(method=RankOneGaussNewton(warn=False)).fit(2)
 
 
 # --- the right parameters --------------------------------------------------------------------------------------------
@@ -187,17 +197,17 @@ def test_modules_spread_over_processes_are_refused_by_name(tmp_path):
 
 
 class Evaluates:
-    """A hook that leaves the network in eval mode, as a validation does."""
+    """A callback that leaves the network in eval mode, as a validation does."""
 
     def on_epoch_end(self, trainer, epoch, metrics):
         trainer.inner.eval()
 
 
-@pytest.mark.parametrize("hooks", [[], [Evaluates()]], ids=["", "evaluating"])
-def test_a_layer_frozen_in_eval_keeps_its_statistics(hooks):
+@pytest.mark.parametrize("callbacks", [[], [Evaluates()]], ids=["", "evaluating"])
+def test_a_layer_frozen_in_eval_keeps_its_statistics(callbacks):
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Linear(8, 2))
     model[1].eval()
-    trainer = make(model=model, hooks=hooks)
+    trainer = make(model=model, callbacks=callbacks)
     trainer.fit(2)
     trainer.fit(3)  # the second time after an evaluation has left everything in eval mode
     assert torch.equal(model[1].running_mean, torch.zeros(8))
@@ -289,7 +299,7 @@ class FailsOnce:
 def test_a_trainer_stopped_by_an_exception_refuses_to_go_on_and_resumes_exactly(tmp_path, event):
     whole = make()
     whole.fit(4)
-    trainer = make(tmp_path, hooks=[FailsOnce(event)])
+    trainer = make(tmp_path, callbacks=[FailsOnce(event)])
     with pytest.raises(RuntimeError, match="disk of the log"):
         trainer.fit(4)
     with pytest.raises(RuntimeError, match=r"stopped in the middle of epoch 2.*resume\(\)"):
@@ -300,7 +310,7 @@ def test_a_trainer_stopped_by_an_exception_refuses_to_go_on_and_resumes_exactly(
 
 
 def test_without_a_checkpoint_the_epoch_can_be_trained_again_by_name():
-    trainer = make(hooks=[FailsOnce("inner step")])
+    trainer = make(callbacks=[FailsOnce("inner step")])
     with pytest.raises(RuntimeError, match="disk of the log"):
         trainer.fit(3)
     with pytest.raises(RuntimeError, match=r"there is no checkpoint.*restart_epoch=True"):

@@ -19,10 +19,10 @@ from bilevel import (
     CheckpointedUnrolled,
     ConjugateGradient,
     FiniteDifference,
-    GaussNewton,
     HypergradientWarning,
     Implicit,
     InnerOptimizer,
+    RankOneGaussNewton,
     RecomputedUnrolled,
     Unrolled,
     hypergradient,
@@ -48,7 +48,7 @@ def test_a_nan_stays_a_nan_and_is_named():
 
 def test_the_rank_one_form_at_a_converged_inner_problem_is_marked_not_infinite():
     for case in CASES:
-        found = hypergradient(case.problem, case.inner, case.outer, [None], None, GaussNewton(eps=1e-9))
+        found = hypergradient(case.problem, case.inner, case.outer, [None], None, RankOneGaussNewton(eps=1e-9))
         assert bool(found.stats["degenerate"])
         assert torch.equal(ravel(found.indirect), torch.zeros_like(ravel(found.indirect)))
 

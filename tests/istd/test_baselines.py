@@ -234,7 +234,7 @@ def test_labels_evolve_when_their_source_lets_them(method, epochs):
     scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
     changes = {**SMALL, "epochs": 300, "vfm": "vit_tiny_patch16_224", "vfm_random": True, "vfm_size": 64}
     experiment = Experiment(configure("paper", method, **changes), scenes, progress=False)
-    (updates,) = (hook for hook in experiment.trainer.hooks if isinstance(hook, LabelUpdates))
+    (updates,) = (hook for hook in experiment.trainer.callbacks if isinstance(hook, LabelUpdates))
     assert (updates.start, updates.stop) == epochs
     assert updates.admit_until == 240
     assert updates.every == 5

@@ -10,14 +10,15 @@ from bilevel.results import Hypergradient
 from bilevel.tree import dot, gradient, norm, scale
 
 CAUTION = (
-    "GaussNewton puts a matrix of rank one in the place of the inner Hessian, so its direction can be far from the "
-    "hypergradient, and training can end worse than with uniform weights. Leave `method` out for the exact derivative "
-    "of the next step, look at check_hypergradient on your problem, or accept it with GaussNewton(warn=False)."
+    "RankOneGaussNewton puts a matrix of rank one in the place of the inner Hessian, so its direction can be far from "
+    "the hypergradient, and training can end worse than with uniform weights. Leave `method` out for the exact "
+    "derivative of the next step, look at check_hypergradient on your problem, or accept it with "
+    "RankOneGaussNewton(warn=False)."
 )
 
 
 @dataclass(frozen=True)
-class GaussNewton(Method):
+class RankOneGaussNewton(Method):
     """`dF/da - rho df/da` with `rho = <dF/dw, df/dw> / |df/dw|^2`: two gradients of each loss, no second derivative.
 
     Replacing H by the rank-one matrix g g' and d2f/da dw by (df/da) g', with g = df/dw, in the implicit function
@@ -59,7 +60,7 @@ class GaussNewton(Method):
         rho = torch.where(degenerate, torch.zeros_like(rho), rho)
         factor = self.step_size * rho if self.as_published else -rho
         stats = {
-            "method": "gauss_newton",
+            "method": "rank_one_gauss_newton",
             "as_published": self.as_published,
             "rho": rho,
             "degenerate": degenerate,
