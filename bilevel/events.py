@@ -11,6 +11,8 @@ from tqdm import tqdm
 from bilevel.deprecation import moved_names
 from bilevel.results import Hypergradient
 
+__all__ = ["Callback", "ProgressBar", "StopBetweenSteps"]
+
 
 class Callback:
     """What a trainer calls as it goes; override what you need.
