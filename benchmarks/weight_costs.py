@@ -53,7 +53,7 @@ def steps(make: Callable[[], Any], rounds: int) -> dict[str, float]:
     model, x, y, losses = make()
     index = torch.arange(len(x))
 
-    def trainer(weights: nn.Module) -> BilevelTrainer:
+    def trainer(weights: nn.Module, method: Any = None) -> BilevelTrainer:
         learned = list(weights.parameters())
         return BilevelTrainer(
             model,
@@ -64,6 +64,7 @@ def steps(make: Callable[[], Any], rounds: int) -> dict[str, float]:
             outer_batches=[(x, y, index)],
             inner_optimizer=torch.optim.SGD(model.parameters(), 1e-3),
             outer_optimizer=torch.optim.Adam(learned, 1e-3) if learned else None,
+            method=method,
             schedule=Schedule(every=1_000_000),
             progress=False,
         )
@@ -74,11 +75,8 @@ def steps(make: Callable[[], Any], rounds: int) -> dict[str, float]:
         return lambda: one.fit(one.epoch + 1)
 
     def update(method: Any) -> Callable[[], object]:
-        def call() -> None:
-            weighted.method = method
-            weighted.outer_step([(x, y, index)], (x, y, index))
-
-        return call
+        one = trainer(TableWeights(index % CLUSTERS), method)
+        return lambda: one.outer_step([(x, y, index)], (x, y, index))
 
     rule = sgd(1e-3)
     calls = {

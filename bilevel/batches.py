@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from bilevel.checkpoint import ResumeWarning
+from bilevel.checkpoint import ResumeWarning, digest
 from bilevel.generators import (
     generator_states,
     random_state,
@@ -35,9 +35,10 @@ class Walk:
     """An endless walk through an iterable: each call goes on where the last one stopped: all batches have their turn.
 
     A sequence is walked by index. Any other iterable is gone through pass by pass; when a pass begins, the walk calls
-    `set_epoch` with the epoch at hand, if there is one, and notes the state of all random generators. A restored walk
-    draws the begun pass again from those states up to its position (each batch is loaded once more; the generators end
-    up as they were), or, where the iterator itself has `state_dict` and `load_state_dict`, hands its state back to it.
+    `set_epoch` with the epoch at hand, if there is one, and notes the state of all random generators; later on it notes
+    those of the iterable's own wherever they are drawn from. A restored walk draws the begun pass again from those
+    states up to its position (each batch is loaded once more; the generators end up as they were), or, where the
+    iterator itself has `state_dict` and `load_state_dict`, hands its state back to it.
 
     Args:
         batches: a sequence, a DataLoader or another iterable.
@@ -70,7 +71,13 @@ class Walk:
             found = [self.batches[(self._position + i) % len(self.batches)] for i in range(n)]
             self._position = (self._position + n) % len(self.batches)
             return found
-        return [self._next(epoch) for _ in range(n)]
+        begun, states = self._pass, generator_states(self.batches)
+        position = self._position
+        found = [self._next(epoch) for _ in range(n)]
+        if begun is not None and begun is self._pass and not _equal(states, generator_states(self.batches)):
+            # The iterator draws as it goes, and from generators that training epochs draw from as well.
+            begun["draws"].append({"position": position, "generators": states})
+        return found
 
     def _next(self, epoch: int) -> Any:
         for _ in range(2):  # the second time in a new pass
@@ -88,7 +95,8 @@ class Walk:
         raise ValueError(f"`{self.name}` is {kind}.")
 
     def _begin(self, epoch: int) -> Iterator[Any]:
-        self._pass = {"epoch": epoch, "random": random_state(), "generators": generator_states(self.batches)}
+        generators = generator_states(self.batches)
+        self._pass = {"epoch": epoch, "random": random_state(), "generators": generators, "draws": []}
         set_epoch(self.batches, epoch)
         return iter(self.batches)
 
@@ -102,7 +110,10 @@ class Walk:
             if "iterator" in begun:
                 iterator.load_state_dict(begun["iterator"])
                 return iterator  # type: ignore[no-any-return]
+            draws = {draw["position"]: draw["generators"] for draw in begun["draws"]}
             for i in range(self._position):
+                if i in draws:
+                    restore_generators(self.batches, draws[i])
                 try:
                     next(iterator)
                 except StopIteration:
@@ -114,7 +125,7 @@ class Walk:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the walk stands."""
-        begun = self._pass
+        begun = None if self._pass is None else {**self._pass, "draws": list(self._pass["draws"])}
         iterator: Any = self._iterator
         if begun is not None and hasattr(iterator, "state_dict") and hasattr(iterator, "load_state_dict"):
             begun = begun | {"iterator": iterator.state_dict()}
@@ -122,7 +133,9 @@ class Walk:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of `state_dict`; the pass is drawn again when the next batch is asked for."""
-        self._position, self._pass, self._iterator = state["position"], state["pass"], None
+        self._position, self._iterator = state["position"], None
+        begun = state["pass"]  # earlier versions noted no draws
+        self._pass = None if begun is None else {**begun, "draws": list(begun.get("draws", ()))}
         if keeps_workers(self.batches):
             warnings.warn(
                 f"`{self.name}` keeps its worker processes (persistent_workers=True), and no checkpoint can hold their "
@@ -130,3 +143,8 @@ class Walk:
                 ResumeWarning,
                 stacklevel=4,
             )
+
+
+def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two results of `generator_states` are the same."""
+    return digest(a) == digest(b)

@@ -140,6 +140,25 @@ def test_a_run_resumed_in_the_middle_of_a_pass_is_exact(tmp_path, kind, noise):
     assert torch.equal(torch.get_rng_state(), random_numbers)
 
 
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_a_sampler_that_draws_as_it_goes_is_resumed_exactly(tmp_path, stop):
+    """It draws 32 indices when they are asked for, from a generator that training epochs have drawn from meanwhile."""
+
+    def many():
+        return loader(sampler=RandomSampler(range(N), replacement=True, num_samples=130, generator=own()))
+
+    def run(folder=None):
+        return trainer_of("list", None, folder, inner_batches=many(), outer_batches=many())
+
+    whole = run()
+    whole.fit(8)
+    run(tmp_path).fit(stop)
+    second = run(tmp_path)
+    assert second.resume()
+    second.fit(8)
+    same_state(whole, second)
+
+
 def test_a_restored_walk_that_has_not_moved_saves_what_it_was_given():
     walk = Walk(loader(shuffle=True), "outer_batches")
     walk.take(3, 1)
