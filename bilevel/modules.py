@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bilevel.problem import BilevelProblem
+from bilevel.spectral_norm import power_iterations, stored_vectors
 from bilevel.statistics import MeasuredStatistics
 from bilevel.tree import Tree
 from bilevel.weight_norm import ComposedWeightNorm, has_weight_norm
@@ -68,18 +69,20 @@ def pure_loss(inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> Callable[
         )
     closure = _Closure(inner, outer, loss)
     checked = normalised = False
+    iterating: list[Any] = []
 
     def pure(inner_tree: Tree, outer_tree: Tree, batch: Any) -> Tensor:
         values = {f"inner.{name}": value for name, value in inner_tree.items()}
         # A nameless outer variable is the trainer's stand-in for an outer module without parameters.
         values |= {f"outer.{name}": value for name, value in outer_tree.items() if name}
         values |= {name: buffer.detach().clone() for name, buffer in closure.named_buffers()}
-        nonlocal checked, normalised
+        nonlocal checked, normalised, iterating
         if not checked:
             _check_embeddings(inner, outer)
-            normalised = has_weight_norm(inner, outer)
+            normalised, iterating = has_weight_norm(inner, outer), power_iterations(inner, outer)
         rules = ComposedWeightNorm() if normalised else nullcontext()
-        with _without_recomputation(), rules, nullcontext() if checked else _without_reentrant_checkpoints():
+        vectors = stored_vectors(iterating) if iterating else nullcontext()
+        with _without_recomputation(), rules, vectors, nullcontext() if checked else _without_reentrant_checkpoints():
             out: Tensor = functional_call(closure, values, (batch,))
         checked = True
         return out
@@ -148,6 +151,9 @@ def problem_from_modules(
     statistics: Callable[[Any, Any, Any], Any] | None = None,
 ) -> BilevelProblem:
     """A `BilevelProblem` over the trainable parameters of two modules.
+
+    Spectral normalisation uses its singular vectors as they are stored, which makes it a differentiable function of
+    the weight; a training step of the module improves them.
 
     Which statistics batch normalisation uses: in training mode those of the batch. In eval mode the running ones that
     the module has stored; they are constants and do not advance while an unroll does, so after many steps they are

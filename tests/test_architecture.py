@@ -18,6 +18,7 @@ LAYERS = {
             "generators",
             "forward_rules",
             "weight_norm",
+            "spectral_norm",
             "attention",
             "statistics",
             "adam_step",

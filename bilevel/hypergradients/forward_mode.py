@@ -117,6 +117,10 @@ class _Step:
         return (*leaves(new), *_tensors(after), value, norm(grads))
 
 
+_NO_RULE = ("Trying to use forward AD with", "we do not yet support aten::", "Batching rule not implemented")
+"""What torch says of an operation without a forward-mode rule, or without one for many tangents at once."""
+
+
 def _push(function: Any, values: list[Tensor], tangents: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs of a function and their derivatives along all tangents at once."""
 
@@ -124,8 +128,16 @@ def _push(function: Any, values: list[Tensor], tangents: list[Tensor]) -> tuple[
         return push_forward(function, values, along)
 
     dims: Any = (None, 0)
-    # One mask of dropout for all tangents, the one that `Unrolled` draws: they share the values.
-    outputs, pushed = torch.func.vmap(one, out_dims=dims, randomness="same")(*tangents)
+    try:
+        # One mask of dropout for all tangents, the one that `Unrolled` draws: they share the values.
+        outputs, pushed = torch.func.vmap(one, out_dims=dims, randomness="same")(*tangents)
+    except RuntimeError as error:  # NotImplementedError is one
+        if any(text in str(error) for text in _NO_RULE):
+            raise NotImplementedError(
+                "`ForwardUnrolled` met an operation in `inner_loss` that torch has no forward-mode rule for "
+                f"({str(error).splitlines()[0]}); use RecomputedUnrolled or Unrolled, which go back."
+            ) from error
+        raise
     return [x.detach() for x in outputs], [x.detach() for x in pushed]
 
 

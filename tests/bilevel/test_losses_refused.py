@@ -222,3 +222,32 @@ def test_scalars_as_inner_variables(method):
     w, a = torch.tensor(6.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
     found = hypergradient(problem, w, a, [None], None, method)
     assert float(found.value) == pytest.approx((6.0 - 1) * 0.57, rel=1e-14)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(Recurrent(), (5, 6, 3)), (nn.Sequential(nn.Linear(3, 4), nn.RReLU(), nn.Linear(4, 1)), (5, 3))],
+    ids=["LSTM in float32 on a CPU", "RReLU"],
+)
+def test_operations_without_a_forward_rule_are_named_and_the_other_methods_take_them(model, shape):
+    weights, x = nn.Linear(1, 5, bias=False), torch.randn(shape)
+    problem = problem_from_modules(
+        model,
+        weights,
+        lambda m, a, _: (a.weight.sigmoid() * (m(x) - 1).square()).mean(),
+        lambda m, a, _: m(x).square().mean(),
+    )
+    w, a = parameters_of(model), parameters_of(weights)
+    with pytest.raises(NotImplementedError, match=r"`ForwardUnrolled` met an operation.*use RecomputedUnrolled or Unr"):
+        hypergradient(problem, w, a, [None], None, ForwardUnrolled(SGD, 2))
+    for method in (Unrolled(SGD, 2), RecomputedUnrolled(SGD, 2, "reverse")):
+        assert bool(hypergradient(problem, w, a, [None], None, method).value["weight"].any())
