@@ -32,7 +32,7 @@ def keeps_workers(batches: object) -> bool:
 
 
 class Walk:
-    """An endless walk through an iterable: each call goes on where the last one stopped: all batches have their turn.
+    """An endless walk through an iterable: each call goes on where the last one stopped, so that all have their turn.
 
     A sequence is walked by index. Any other iterable is gone through pass by pass; when a pass begins, the walk calls
     `set_epoch` with the epoch at hand, if there is one, and notes the state of all random generators; later on it notes
@@ -118,13 +118,13 @@ class Walk:
                     next(iterator)
                 except StopIteration:
                     raise ValueError(
-                        f"`{self.name}` gave {i} batches, but the checkpoint stands at number {self._position} of the "
+                        f"`{self.name}` gave {i} batches, but the checkpoint is at number {self._position} of the "
                         "pass; resume with the same data and batch size."
                     ) from None
         return iterator  # type: ignore[no-any-return]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the walk stands."""
+        """Its position, and how the begun pass began."""
         begun = None if self._pass is None else {**self._pass, "draws": list(self._pass["draws"])}
         iterator: Any = self._iterator
         if begun is not None and hasattr(iterator, "state_dict") and hasattr(iterator, "load_state_dict"):

@@ -147,7 +147,7 @@ def check_hypergradient(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """What the methods would warn of stands in the verdict."""
+    """Without the warnings of methods, whose content is part of the verdict."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HypergradientWarning)
         yield

@@ -76,7 +76,7 @@ def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(name, path)  # while the file is open: its lock tells other processes that it has an owner
+            os.replace(name, path)  # while the file is open: its lock shows other processes that it has an owner
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -39,7 +39,7 @@ def own_generators(loader: object) -> dict[str, Any]:
     """The generators that a loader, its samplers and its data sets hold as attributes, by dotted name.
 
     Looks at `torch.Generator`, `numpy.random.Generator`, `numpy.random.RandomState` and `random.Random`. One that is
-    held twice, as a DataLoader's generator is by its sampler, stands once.
+    held twice, as a DataLoader's generator is by its sampler, is named once.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -83,7 +83,7 @@ def restore_generators(loader: object, states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def untouched(loader: object) -> Iterator[None]:
-    """Afterwards the global generators and the loader's own stand where they stood before."""
+    """Afterwards the global generators and the loader's own have the states they had before."""
     before, own = random_state(), generator_states(loader)
     try:
         yield

@@ -44,7 +44,7 @@ class InnerEpoch:
         self._frozen = frozen_in_eval(inner)
 
     def note_frozen(self) -> None:
-        """Take the layers that stand in eval mode now as those to leave there, if the whole module does not."""
+        """Take the layers that are in eval mode now as those to leave there, unless the whole module is."""
         if self.inner.training:
             self._frozen = frozen_in_eval(self.inner)
 

@@ -1,9 +1,9 @@
 """Differentiable inner optimizers as (init, update) pairs.
 
 The protocol is torchopt's: `init(params) -> state` and `update(grads, state, params=..., inplace=False) -> (updates,
-state)`, after which `params + updates` are the new parameters. A torchopt transformation is therefore accepted as it
-stands. The rules here exist because differentiating through the common implementations of Adam is not exact: a square
-root at a zero second moment gives NaN, a guard inside the root changes the function, bias corrections computed in
+state)`, after which `params + updates` are the new parameters. A torchopt transformation is therefore accepted
+unchanged. The rules here exist because differentiating through the common implementations of Adam is not exact: a
+square root at a zero second moment gives NaN, a guard inside the root changes the function, bias corrections computed in
 float32 lose digits of float64 parameters, and the adjoint of m / sqrt(v) cancels badly in float32. Here every update is
 an out-of-place function of its arguments, Adam's algebra runs in float64 whatever the dtype of the parameters, and
 hyperparameters may be tensors that are themselves differentiated.
@@ -68,14 +68,14 @@ class AdamState(NamedTuple):
 
 
 def fit(scalar: Scalar, x: Tensor) -> Scalar:
-    """A hyperparameter that multiplies `x`: one with dimensions holds one value for each of several problems."""
+    """A hyperparameter in the shape in which it multiplies `x`; a vector holds one value for each problem."""
     if isinstance(scalar, Tensor) and 0 < scalar.ndim < x.ndim:
         return scalar.reshape(scalar.shape + (1,) * (x.ndim - scalar.ndim))
     return scalar
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """Params + updates."""
+    """The parameters after a step, params + updates."""
     return map_leaves(torch.add, params, updates)
 
 

@@ -38,7 +38,7 @@ class _Closure(nn.Module):
 
 
 def parameters_of(module: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters of a module by name, detached; shared ones stand once."""
+    """The trainable parameters of a module by name, detached; a shared one is listed once."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -73,7 +73,7 @@ def pure_loss(inner: nn.Module, outer: nn.Module, loss: ModuleLoss) -> Callable[
 
     def pure(inner_tree: Tree, outer_tree: Tree, batch: Any) -> Tensor:
         values = {f"inner.{name}": value for name, value in inner_tree.items()}
-        # A nameless outer variable is the trainer's stand-in for an outer module without parameters.
+        # The trainer gives an outer module without parameters one variable without a name.
         values |= {f"outer.{name}": value for name, value in outer_tree.items() if name}
         values |= {name: buffer.detach().clone() for name, buffer in closure.named_buffers()}
         nonlocal checked, normalised, iterating
@@ -103,7 +103,7 @@ def _check_embeddings(*modules: nn.Module) -> None:
 _RECOMPUTATION = (
     "A loss over modules cannot use activation checkpointing (or other hooks on saved tensors): its recomputation "
     "would see the module's own parameters instead of the inner variables. Leave it out (RecomputedUnrolled keeps one "
-    "inner graph), or write the loss as a pure function of the two trees; save_on_cpu() may stand around the "
+    "inner graph), or write the loss as a pure function of the two trees; save_on_cpu() may be used around the "
     "whole call."
 )
 
@@ -129,12 +129,12 @@ def _without_recomputation() -> Iterator[None]:
     """Refuse activation checkpointing inside a module's loss.
 
     It runs parts of the module once more in the backward pass, when the module holds its own parameters again and no
-    longer those that the loss was evaluated at: the derivative would be wrong without a word.
+    longer those that the loss was evaluated at: the derivative would silently be wrong.
     """
     refused = torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTATION)
     try:
         refused.__enter__()
-    except RuntimeError:  # hooks that stand around the whole call, or a functional transform, which refuses them itself
+    except RuntimeError:  # hooks around the whole call, or a functional transform, which refuses them itself
         yield
         return
     try:

@@ -26,7 +26,7 @@ class BilevelProblem:
         lead: leading dimensions of every variable that number independent problems, each with its own loss: 0, or 1
             in a problem made by `bilevel.batched`.
 
-    `inner` (w) and `outer` (a) are trees of tensors; `batch` is passed through untouched. A variable may stand in both
+    `inner` (w) and `outer` (a) are trees of tensors; `batch` is passed through untouched. A variable may be in both
     trees: the two are then differentiated separately, and the caller decides which gradient to follow.
 
     Example:

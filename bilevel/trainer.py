@@ -40,7 +40,7 @@ class BilevelTrainer(Resumable):
     variables are constants (they require no gradient there, so weights cost no graph). After the epochs that
     `schedule` names, each outer step estimates `dF(w*(a), a)/da` with `method` on fresh batches and steps `a` with the
     outer optimizer. Hypergradients are computed on copies; they change neither `inner` nor any buffer. Layers that
-    stand in eval mode when training starts, while `inner` as a whole does not, are frozen: they stay in eval mode.
+    are in eval mode when training starts, while `inner` as a whole does not, are frozen: they stay in eval mode.
 
     Args:
         inner: module whose trainable parameters are the inner variables w.
@@ -58,7 +58,7 @@ class BilevelTrainer(Resumable):
             `inner_optimizer` would take next, with the rates and moments it has then (see `NextStep`).
         schedule: when outer steps are due.
         shared: parameters of `inner` that the outer step moves as well, along their direct gradient dF/dw at the point
-            where the method evaluates F (after the look-ahead for `Unrolled`); they must stand in `outer_optimizer`.
+            where the method evaluates F (after the look-ahead for `Unrolled`); `outer_optimizer` must hold them.
         inner_scheduler: a torch learning-rate scheduler, stepped after every inner step; a `ReduceLROnPlateau` after
             every epoch, on its mean inner loss.
         callbacks: called as training goes (see `Callback`). Those with a state are checkpointed under their `name`, or
@@ -192,7 +192,7 @@ class BilevelTrainer(Resumable):
         Args:
             epochs: in total.
             restart_epoch: after an exception in the middle of an epoch, train that epoch from its beginning with the
-                variables as they stand, which is not what an uninterrupted run does; `resume()` is.
+                variables as they are, unlike an uninterrupted run; `resume()` goes on like one.
 
         Raises:
             TrainingDiverged: if a loss, or a parameter or buffer after an epoch, is not finite; the last checkpoint is

@@ -89,7 +89,7 @@ def _check_covers(
 
 
 def frozen_in_eval(module: nn.Module) -> list[nn.Module]:
-    """The submodules that stand in eval mode inside a module that trains: someone has frozen their statistics."""
+    """The submodules in eval mode inside a module in training mode: those whose statistics are frozen."""
     return [m for m in module.modules() if not m.training] if module.training else []
 
 

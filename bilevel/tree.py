@@ -37,17 +37,17 @@ def zeros_like(tree: Tree) -> Tree:
 
 
 def add(a: Tree, b: Tree) -> Tree:
-    """A + b."""
+    """The sum a + b."""
     return map_leaves(torch.add, a, b)
 
 
 def subtract(a: Tree, b: Tree) -> Tree:
-    """A - b."""
+    """The difference a - b."""
     return map_leaves(torch.sub, a, b)
 
 
 def scale(factor: Tensor | float, tree: Tree) -> Tree:
-    """Factor * tree; a factor with dimensions holds one number per problem."""
+    """The product factor * tree; a factor with dimensions holds one number per problem."""
     if not isinstance(factor, Tensor) or factor.ndim == 0:
         return map_leaves(lambda x: factor * x, tree)
     return map_leaves(lambda x: factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim)) * x, tree)
@@ -124,7 +124,7 @@ def differentiate(
     """`torch.autograd.grad` with None for unused tensors, which refuses a graph without second derivatives.
 
     Raises:
-        RuntimeError: if a graph of the derivative is asked for (`create_graph`), or used, through a function that
+        RuntimeError: if a graph of the derivative is made (`create_graph`), or used, through a function that
             `torch.compile` has compiled, or through a fused attention kernel.
         TypeError: for a sparse gradient.
     """
@@ -162,9 +162,9 @@ _NO_SECOND_DERIVATIVE = (
 
 
 def _has_compiled_node(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    """Whether a compiled function stands between `wanted` and `outputs`.
+    """Whether a compiled function lies between `wanted` and `outputs`.
 
-    Its gradient carries a graph that leads nowhere, so a second derivative would be zero without a word; torch itself
+    Its gradient carries a graph that leads nowhere, so a second derivative would silently be zero; torch itself
     raises only in some states of the compiler.
     """
     seen: set[Any] = {x.grad_fn for x in wanted}
@@ -181,7 +181,7 @@ def _has_compiled_node(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> b
 
 
 def gradient(output: Tensor, variables: Tree, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tree:
-    """D output / d variables, with zeros (not None) for variables that `output` does not use.
+    """The derivative d output / d variables, with zeros (not None) for variables that `output` does not use.
 
     An output with several numbers (independent problems) is summed, which gives each problem its own gradient.
     """
@@ -198,7 +198,7 @@ def gradient(output: Tensor, variables: Tree, *, create_graph: bool = False, ret
 
 
 def vector_jacobian(outputs: Tree, variables: Tree, vector: Tree, *, retain_graph: bool = False) -> Tree:
-    """Vector' (d outputs / d variables), zeros for unused variables and for outputs that are constants."""
+    """The product vector' (d outputs / d variables), zeros for unused variables and for outputs that are constants."""
     pairs = [(y, v) for y, v in zip(leaves(outputs), leaves(vector), strict=True) if y.requires_grad]
     wanted = leaves(variables)
     if not pairs:

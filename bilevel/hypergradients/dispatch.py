@@ -37,7 +37,7 @@ def resolve_method(
     takes it is known, as to a trainer; otherwise the implicit function theorem with conjugate gradients.
 
     Args:
-        method: what was asked for.
+        method: an object, a name, or None for the default.
         next_step: the method for None, where a running optimizer is known.
     """
     if method is None:

@@ -24,7 +24,7 @@ class EvolutionStrategies(Method, Stepping):
     Attributes:
         optimizer: see `Unrolled`.
         steps: T.
-        sigma: s, in units of the outer variables.
+        sigma: s, the size of a step in the outer variables.
         pairs: number of antithetic pairs.
         seed: of the directions; they are the same at every call unless it changes.
         start: see `Unrolled`.

@@ -21,7 +21,7 @@ class FiniteDifference(Method):
     O(e^2 |g|^3) by truncation and O(eps / e) by rounding; in float32 radius = 0.01 suits losses of order one.
 
     Attributes:
-        step_size: the inner step that stands for the inverse Hessian.
+        step_size: the inner learning rate; `step_size I` replaces the inverse Hessian.
         radius: length in w of the step of the difference.
 
     Source: Liu et al. (DARTS, ICLR 2019), equation 8.

@@ -140,7 +140,7 @@ def run_plain(at: Instance, optimizer: OptimizerLike, point: Point, steps: range
 
 
 class RandomState(NamedTuple):
-    """Where the global random number generators stood, so that a step can be repeated with the same dropout masks.
+    """States of the global random number generators, so that a step can be repeated with the same dropout masks.
 
     Python's, NumPy's and torch's; a generator of a loss's own is out of reach (`warn_if_not_repeated` finds its work).
     """
@@ -158,7 +158,7 @@ class RandomState(NamedTuple):
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Draw from this state; afterwards the generators stand where they stood."""
+        """Inside, draw from this state; afterwards the generators have the states they had before."""
         now = _python_and_numpy()
         with torch.random.fork_rng(devices=[self.device] if self.cuda is not None else []):
             torch.set_rng_state(self.cpu)

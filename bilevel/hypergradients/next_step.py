@@ -20,8 +20,8 @@ class NextStep(Method):
     """`dF(w + U(df/dw, s, w), a)/da`, U the update of a torch optimizer at its present rates and state s (moments).
 
     It is `Unrolled(rule, steps, state=state)` with the twin of the optimizer, made anew at every call: schedules of
-    learning rates, momentum and moments take part as they stand. `BilevelTrainer` uses it where no method is given.
-    Cost and memory: those of `Unrolled`.
+    learning rates, momentum and moments take part with their present values. `BilevelTrainer` uses it where no method
+    is given. Cost and memory: those of `Unrolled`.
 
     Attributes:
         optimizer: a `torch.optim.SGD`, `Adam` or `AdamW`.

@@ -33,8 +33,8 @@ class ProductChoice:
     """Products of one problem that are the reverse ones unless the forward ones were seen to be equal, and quicker.
 
     Reverse over reverse is what `Unrolled` computes too. Reverse over forward rests on forward-mode rules, whose own
-    derivative a library may have got wrong (`bilevel.forward_rules` tells of such a case). So the first call computes
-    both, compares them and returns the reverse one; later calls use what was asked for, or time each once and settle.
+    derivative a library may have got wrong (`bilevel.forward_rules` describes such a case). So the first call computes
+    both, compares them and returns the reverse one; later calls use `wanted`, or time each once and keep the quicker.
 
     Two correct products differ by rounding: relative to the larger one, in the Euclidean norm, by some eps times the
     cancellation inside the loss. `4 sqrt(eps)` (6e-8 in float64, 1.4e-3 in float32) leaves that a factor of
@@ -74,7 +74,7 @@ class ProductChoice:
             hessian: whether H v is wanted.
 
         Warns:
-            HypergradientWarning: once, where forward products were asked for and cannot be had.
+            HypergradientWarning: once, where `wanted` is `forward` and the forward products cannot be had.
         """
 
         def product(name: str) -> tuple[Tree | None, Tree]:

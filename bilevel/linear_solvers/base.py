@@ -13,7 +13,7 @@ MatVec = Callable[[Tensor], Tensor]
 
 
 class LinearSolver(Protocol):
-    """Solves H v = b for symmetric H, given v -> H v.
+    """Solves H v = b, given v -> H v, for symmetric H (`GMRES`: for any).
 
     The solvers of this package are also called with `y0`, where to start (`WarmStart` does). A solver that carries
     something from one call to the next has `init() -> state`, is called with `state`, and returns the new one as
@@ -26,7 +26,7 @@ class LinearSolver(Protocol):
 
 
 class StartedSolver(Protocol):
-    """A linear solver that can be told where to start."""
+    """A linear solver that takes a first guess."""
 
     def __call__(self, matvec: MatVec, b: Tensor, y0: Tensor | None = None) -> SolveResult:
         """Solve for `b`, starting at `y0` of the same shape; None is zero."""

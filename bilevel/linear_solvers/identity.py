@@ -16,7 +16,7 @@ class Identity:
     near `I / scale`, and biased elsewhere; the residual, for one product, says how much.
 
     Attributes:
-        scale: stands for the inverse curvature, usually the inner step size.
+        scale: an estimate of the inverse curvature, usually the inner step size.
         rtol: `converged` means |H v - b| <= rtol * |b|.
 
     Source: Luketina et al. (2016), T1-T2.

@@ -170,7 +170,7 @@ class ClusterWeights(TableWeights):
 
     Memory O(k) for the variables. Samples that look alike share a weight, so a few trusted samples per cluster are
     enough to learn it. Fails where right and wrong labels look alike: noise that is independent of the features is
-    spread over all clusters, and no weight of a cluster can part it.
+    spread over all clusters, and no weight of a cluster can separate it.
 
     Args:
         clusters: a fitted partition; sample i of the data set has the weight of cluster `clusters.labels[i]`.
@@ -234,7 +234,7 @@ class ClusterWeights(TableWeights):
 
 
 class Reclustering(Callback):
-    """Hook of `BilevelTrainer`: cluster anew every few epochs, for instance on the network's own features.
+    """Callback of `BilevelTrainer`: cluster anew every few epochs, for instance on the network's own features.
 
     Args:
         weights: the weights to regroup; logits are carried over, and the outer optimizer's moments for them forgotten,

@@ -1,7 +1,8 @@
 """Weights without an outer problem: from class counts, or from the losses of the batch. The baselines to beat.
 
-Each is a module `weights(indices, losses) -> (B,)` of mean one over the batch, with no outer variables and next to no
-cost. Those that look at losses detach them: a weight is never differentiated through the loss it multiplies.
+Each is a module `weights(indices, losses) -> (B,)` of mean one over the batch (`ClassWeights`: over the data set), with
+no outer variables and next to no cost. Those that look at losses detach them: a weight is never differentiated through
+the loss it multiplies.
 """
 
 import torch

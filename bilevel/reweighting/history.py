@@ -32,7 +32,7 @@ def effective_sample_size(weights: ArrayLike) -> float:
 
 
 class WeightHistory(Callback):
-    """Hook of `BilevelTrainer`: the weight and size of every group (cluster, class, sample) after every epoch.
+    """Callback of `BilevelTrainer`: the weight and size of every group (cluster, class, sample) after every epoch.
 
     Args:
         weights: a table of weights; its groups may change during training (`Reclustering`).
@@ -44,7 +44,7 @@ class WeightHistory(Callback):
         noise: one `(groups,)` vector of shares of noisy members per epoch (NaN in an empty group), or empty.
         effective: one effective sample size per epoch, as a share of N.
 
-    Adds `effective_samples` to the metrics of every epoch, so that it stands in the trainer's history and bar.
+    Adds `effective_samples` to the metrics of every epoch, so that the trainer's history and its bar show it.
     """
 
     def __init__(self, weights: TableWeights, noisy: ArrayLike | None = None) -> None:

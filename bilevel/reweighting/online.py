@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class L2RW(nn.Module):
-    """Learning to reweight: `w_i = max(<grad l_i, grad F>, 0)`, rescaled to mean one; nothing is carried on.
+    """Learning to reweight: `w_i = max(<grad l_i, grad F>, 0)`, rescaled to mean one, anew for every batch.
 
     With sample weights e, one descent step from e = 0 gives w(e) = w - lr sum_i e_i grad l_i, so that
     `-dF(w(e))/de_i = lr <grad l_i, grad F>` at e = 0: the one-step unrolled hypergradient. All inner products come from
