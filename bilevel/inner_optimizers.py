@@ -3,9 +3,9 @@
 The protocol is torchopt's: `init(params) -> state` and `update(grads, state, params=..., inplace=False) -> (updates,
 state)`, after which `params + updates` are the new parameters. A torchopt transformation is therefore accepted
 unchanged. The rules here exist because differentiating through the common implementations of Adam is not exact: a
-square root at a zero second moment gives NaN, a guard inside the root changes the function, bias corrections computed in
-float32 lose digits of float64 parameters, and the adjoint of m / sqrt(v) cancels badly in float32. Here every update is
-an out-of-place function of its arguments, Adam's algebra runs in float64 whatever the dtype of the parameters, and
+square root at a zero second moment gives NaN, a guard inside the root changes the function, bias corrections computed
+in float32 lose digits of float64 parameters, and the adjoint of m / sqrt(v) cancels badly in float32. Here every update
+is an out-of-place function of its arguments, Adam's algebra runs in float64 whatever the dtype of the parameters, and
 hyperparameters may be tensors that are themselves differentiated.
 """
 
