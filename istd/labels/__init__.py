@@ -10,6 +10,7 @@ from istd.labels.leak import AreaPrior
 from istd.labels.learned import DiffusedMasks, LearnedLabels
 from istd.labels.monte_carlo import MonteCarloClustering
 from istd.labels.particles import ParticleDiffusion
+from istd.labels.released_diffusion import ReleasedDiffusion
 from istd.labels.schedule import UpdateSchedule, published_schedule, update_schedule
 from istd.labels.store import PseudoMasks, point_maps
 
@@ -30,6 +31,7 @@ __all__ = [
     "MonteCarloClustering",
     "ParticleDiffusion",
     "PseudoMasks",
+    "ReleasedDiffusion",
     "Square",
     "UpdateSchedule",
     "point_maps",

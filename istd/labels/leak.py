@@ -4,8 +4,10 @@ Both read a target's class and box from its true mask. That is more supervision 
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from istd.data.points import Points
 from istd.labels.initial import Image, InitialMask, InitialRule, Mask, window_around
@@ -22,20 +24,18 @@ class AreaPrior:
     """A rule for start masks that sees, target by target, no more of the image than the published box.
 
     Attributes:
-        rule: the rule.
+        rule: the rule; one with the attribute `takes_areas` gets the whole image and the areas as a third argument.
     """
 
     rule: InitialRule
 
     def __call__(self, image: Image, points: Points, truth: Mask) -> InitialMask:
         """Draw the mask of one image `(H, W)` with its points `(n, 2)` and its true mask `(H, W)`."""
+        areas, rule = true_areas(points, truth), cast(Any, self.rule)
+        if getattr(rule, "takes_areas", False):
+            return cast(InitialMask, rule(image, points, areas))
         mask, reliable = np.zeros(image.shape, dtype=bool), np.zeros(len(points), dtype=bool)
-        regions = find_regions(truth)
-        for i, (row, col) in enumerate(points.tolist()):
-            area = 0.0
-            if len(regions):  # the region that the point was made from: its own, or the nearest
-                own = regions.labels[row, col] or 1 + np.hypot(*(regions.centroids - (row, col)).T).argmin()
-                area = float(regions.areas[own - 1])
+        for i, ((row, col), area) in enumerate(zip(points.tolist(), areas, strict=True)):
             half = next(h for largest, h in CLASSES if area <= largest)
             rows, cols, r, c = window_around(image.shape, row, col, half + PADDING)
             found = self.rule(np.ascontiguousarray(image[rows, cols]), np.array([[r, c]]))
@@ -45,3 +45,13 @@ class AreaPrior:
             mask[rows, cols] |= kept
             reliable[i] = bool(found.reliable[0])
         return InitialMask(mask, reliable)
+
+
+def true_areas(points: Points, truth: Mask) -> NDArray[np.float64]:
+    """`(n,)` areas in pixels of the regions that points were made from: the one around a point, or the nearest."""
+    regions, areas = find_regions(truth), np.zeros(len(points))
+    if len(regions):
+        for i, (row, col) in enumerate(points.tolist()):
+            own = regions.labels[row, col] or 1 + np.hypot(*(regions.centroids - (row, col)).T).argmin()
+            areas[i] = float(regions.areas[own - 1])
+    return areas
