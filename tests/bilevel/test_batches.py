@@ -221,7 +221,7 @@ def test_less_data_than_the_checkpoint_has_seen_is_named():
     walk.take(3, 1)
     other = Walk(DataLoader(Numbered(), 30), "outer_batches")
     other.load_state_dict(walk.state_dict())
-    with pytest.raises(ValueError, match="gave 2 batches, but the checkpoint stands at number 3"):
+    with pytest.raises(ValueError, match="gave 2 batches, but the checkpoint is at number 3"):
         other.take(1, 2)
 
 
