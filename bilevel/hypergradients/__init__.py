@@ -3,6 +3,7 @@
 from bilevel.deprecation import moved_names
 from bilevel.hypergradients.base import HypergradientMethod, HypergradientWarning, NotFiniteError
 from bilevel.hypergradients.bome import BOME
+from bilevel.hypergradients.checkpointed import CheckpointedUnrolled
 from bilevel.hypergradients.dispatch import METHODS, hypergradient, resolve_method
 from bilevel.hypergradients.evolution_strategies import EvolutionStrategies
 from bilevel.hypergradients.f2sa import F2SA
@@ -16,7 +17,7 @@ from bilevel.hypergradients.rank_one_gauss_newton import RankOneGaussNewton
 from bilevel.hypergradients.recomputed import RecomputedUnrolled
 from bilevel.hypergradients.sama import SAMA
 from bilevel.hypergradients.trajectory import AggregatedUnrolled, PessimisticUnrolled
-from bilevel.hypergradients.unrolled import CheckpointedUnrolled, TruncatedUnrolled, Unrolled
+from bilevel.hypergradients.unrolled import TruncatedUnrolled, Unrolled
 
 __all__ = [
     "BOME",
