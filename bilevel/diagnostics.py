@@ -11,8 +11,9 @@ import optree
 import torch
 
 from bilevel.hypergradients import HypergradientMethod, HypergradientWarning, Unrolled, hypergradient
-from bilevel.hypergradients.inner_steps import RandomState, Start, device_of, run_plain, starting_point
+from bilevel.hypergradients.inner_steps import Start, run_plain, starting_point
 from bilevel.hypergradients.instance import Instance
+from bilevel.hypergradients.repetition import RandomState, device_of
 from bilevel.inner_optimizers import OptimizerLike
 from bilevel.problem import BilevelProblem
 from bilevel.tree import Tree, add, detach, leaves, map_leaves, norm, ravel, rebuild

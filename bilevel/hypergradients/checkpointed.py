@@ -9,21 +9,19 @@ import torch
 from bilevel.hypergradients.base import Method, assemble, require_counts
 from bilevel.hypergradients.inner_steps import (
     Point,
-    RandomState,
     Start,
     StepFacts,
     Stepping,
     add_into,
     as_leaves,
-    device_of,
     inner_step,
     run_plain,
     starting_point,
     tensors_of,
-    warn_if_not_repeated,
     zero_cotangents,
 )
 from bilevel.hypergradients.instance import Instance
+from bilevel.hypergradients.repetition import RandomState, device_of, warn_if_not_repeated
 from bilevel.inner_optimizers import bind
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, leaves, rebuild, vector_jacobian, zeros_like

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bilevel.hypergradients.base import Method, assemble, require_positive
-from bilevel.hypergradients.inner_steps import RandomState, device_of
 from bilevel.hypergradients.instance import Instance
+from bilevel.hypergradients.repetition import RandomState, device_of
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, gradient, norm, scale, subtract
 

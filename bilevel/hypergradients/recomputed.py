@@ -11,19 +11,17 @@ from torch import Tensor
 from bilevel.hypergradients.base import StatefulMethod, assemble, require_dependence
 from bilevel.hypergradients.inner_steps import (
     Point,
-    RandomState,
     Start,
     StepFacts,
     Stepping,
     as_leaves,
-    device_of,
     starting_point,
     tensors_of,
-    warn_if_not_repeated,
     zero_cotangents,
 )
 from bilevel.hypergradients.instance import Instance
 from bilevel.hypergradients.product_choice import PRODUCTS, ProductChoice, Trial, new_trial
+from bilevel.hypergradients.repetition import RandomState, device_of, warn_if_not_repeated
 from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
 from bilevel.results import Hypergradient
 from bilevel.tree import Tree, add, as_variables, detach, gradient, leaves, rebuild, vector_jacobian, zeros_like
