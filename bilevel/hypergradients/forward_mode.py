@@ -157,7 +157,7 @@ def _tensors(state: Any) -> list[Tensor]:
 
 
 class _Placeholder:
-    """Stands for a tensor of the state, whose value travels among the tensors."""
+    """Marks the place of a tensor of the state, whose value is passed among the other tensors."""
 
 
 def _placeholder(x: Any) -> Any:

@@ -8,10 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
-from bilevel.hypergradients.base import (
-    require_counts,
-    require_dependence,
-)
+from bilevel.hypergradients.base import require_counts, require_dependence
 from bilevel.hypergradients.instance import Instance
 from bilevel.inner_optimizers import OptimizerLike, Transformation, apply_updates, bind
 from bilevel.tree import Tree, as_variables, detach, gradient, leaves, map_leaves, norm, rebuild
