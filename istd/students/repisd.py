@@ -118,6 +118,8 @@ class RepISDNet(Student):
         dropout: probability at which the head drops a channel in training.
     """
 
+    contiguous_training = True
+
     def __init__(self, width: float = 1.0, in_channels: int = 3, dropout: float = 0.1) -> None:
         super().__init__()
         self.in_channels = in_channels

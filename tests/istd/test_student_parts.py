@@ -1,10 +1,15 @@
 """Parts of single students by independent formulas: wavelets, block transforms, deformable convolution, patches."""
 
+import ast
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from istd import students
 from istd.students import create_student
 from istd.students.agpc import SCALES, NonLocal
 from istd.students.deformable import DeformableConv, sample
@@ -12,11 +17,26 @@ from istd.students.fourier import block_filter, block_product
 from istd.students.gsfa import GSFANet, dynamic_conv
 from istd.students.wavelets import haar, haar_bands, joined_haar
 
+LEAVES = ("bilevel.registry", "istd.pretrained")
+ALLOWED = {"torch", "numpy", "safetensors", "bilevel", "istd"} | sys.stdlib_module_names
+
 NEW = ("agpc", "gsfa", "gsfa-per-image", "isnet", "msda", "sfdt")
 
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_students_import_no_image_library_and_no_foundation_model():
+    """Of `istd` other students and the finder of weights alone, of `bilevel` the registry."""
+    for file in Path(students.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert name.split(".")[0] in ALLOWED, (file.name, name)
+                if name.startswith(("istd", "bilevel")):
+                    assert name.startswith("istd.students") or name in LEAVES, (file.name, name)
 
 
 @pytest.mark.parametrize("name", NEW)
