@@ -1,7 +1,7 @@
 """A semantic head: frozen features say whether a bright spot is a target, learned from points alone in seconds. Ours.
 
-Small targets and clutter are both local maxima of brightness; what tells them apart is what lies around, which a
-network that has seen natural images knows and local contrast does not (`benchmarks/results/semantic-head.md`). So one
+Small targets and clutter are both local maxima of brightness; what tells them apart is what lies around, and of that a
+network that has seen natural images knows more than local contrast does (`benchmarks/results/semantic-head.md`). So one
 linear map on frozen features is fitted to tell annotated points from the other bright spots of the training images. It
 knows no outlines, and is no detector of its own: it judges what others found.
 """
