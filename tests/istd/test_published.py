@@ -122,6 +122,7 @@ def test_a_checkpoint_tells_its_input_channels(name):
         assert same(match.student, student)
 
 
+@pytest.mark.slow  # commands, from import to detection
 def test_an_imported_student_evaluates_and_detects(tmp_path, capsys):
     student, state = published("msh", in_channels=1)
     torch.save({"state_dict": state}, tmp_path / "x.pth")
