@@ -13,7 +13,6 @@ import argparse
 import copy
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,13 @@ from pages import add_run_flags, data_of, write_page
 
 from bilevel import HypergradientCheck, Unrolled, check_hypergradient, sgd
 from bilevel.modules import parameters_of, problem_from_modules
-from istd.config import configure
 from istd.data.crops import Batch
 from istd.data.layouts import Dataset
-from istd.experiment import Experiment
-from istd.methods import hypergradient_variant
+from istd.methods import HYPERGRADIENTS
 from istd.objectives import StudentOuter
 from istd.threads import use_threads
+from istd.training.experiment import Experiment
+from istd.training.presets import configure
 
 COLUMNS = ("cosine", "indirect_cosine", "indirect_share")
 
@@ -48,13 +47,14 @@ def batches(loader: Any, epoch: int, count: int) -> Iterator[Batch]:
 
 def compare(experiment: Experiment, pairs: int, steps: int) -> dict[tuple[str, str], list[HypergradientCheck]]:
     """Checks of every variant on pairs of batches, by outer loss and variant."""
-    trainer, c = experiment.trainer, experiment.config
-    network, weights = copy.deepcopy(experiment.network).double().train(), copy.deepcopy(experiment.weights).double()
+    trainer, c = experiment.trainer, experiment.settings
+    lr, parts = c.optimisation.lr, experiment.parts
+    network, weights = copy.deepcopy(parts.network).double().train(), copy.deepcopy(parts.weights).double()
     if trainer.epoch == 0:  # at equal weights nothing is told apart
         with torch.no_grad():
             next(weights.parameters()).normal_(0, 0.3, generator=torch.Generator().manual_seed(c.seed))
     w, a = parameters_of(network), parameters_of(weights)
-    rule = sgd(c.lr)
+    rule = sgd(lr)
     found: dict[tuple[str, str], list[HypergradientCheck]] = {}
     epoch = 10_000 + trainer.epoch  # crops that training has not seen
     drawn = zip(
@@ -65,8 +65,8 @@ def compare(experiment: Experiment, pairs: int, steps: int) -> dict[tuple[str, s
             outer = StudentOuter(c.loss, weighted=weighted)
             problem = problem_from_modules(network, weights, trainer.inner_loss, outer)
             for name, method in {
-                "published": hypergradient_variant("published", c.lr),
-                "rank one, derived sign": hypergradient_variant("gauss-newton", c.lr),
+                "published": HYPERGRADIENTS["rank-one-published"](lr, experiment.student, weights),
+                "rank one, derived sign": HYPERGRADIENTS["rank-one"](lr, experiment.student, weights),
                 "one exact step (ours)": Unrolled(rule, 1),
             }.items():
                 check = check_hypergradient(
@@ -116,8 +116,9 @@ def main() -> int:
     args = p.parse_args()
     use_threads(args.threads)
     data = data_of(args)
-    config = configure(args.preset, "semantic-priors", seed=args.seed, vfm_random=args.vfm_random or not args.data)
-    config = replace(config, epochs=max(args.stops[-1], 1), width=args.width or config.width)
+    changes = {"seed": args.seed, "vfm.random": args.vfm_random or not args.data}
+    config = configure(args.preset, "semantic-priors", changes)
+    config = config.changed(epochs=max(args.stops[-1], 1), width=args.width or config.width)
     text = report(data, config, sorted(args.stops), args.pairs, args.steps, progress=args.out is not None)
     print(text)
     if args.out:
@@ -127,7 +128,8 @@ def main() -> int:
         note = (
             f"`python benchmarks/directions.py {' '.join(flags)} --out FILE`: {data.name}, preset {config.preset}, "
             f"{config.student} x{config.width}, seed {config.seed}, {args.pairs} pairs of batches, mean and deviation; "
-            f"exact derivative after {args.steps} inner step(s) of SGD at the preset's rate {config.lr:g}, float64."
+            f"exact derivative after {args.steps} inner step(s) of SGD at the preset's rate "
+            f"{config.optimisation.lr:g}, float64."
         )
         write_page(args.out, "The published direction and the exact one", note, text)
     return 0

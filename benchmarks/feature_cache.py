@@ -9,7 +9,6 @@ that asks for features, interleaved in one process; medians over steps. The cach
 import argparse
 import sys
 import time
-from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -17,11 +16,11 @@ import numpy as np
 import torch
 from pages import add_run_flags, data_of, write_page
 
-from istd.config import configure
 from istd.data.layouts import Dataset
-from istd.experiment import Experiment
 from istd.precision import has_bfloat16
 from istd.threads import use_threads
+from istd.training.experiment import Experiment
+from istd.training.presets import configure
 
 
 class Stopwatch:
@@ -60,7 +59,7 @@ def steps(experiment: Experiment, count: int) -> list[tuple[float, float]]:
             started = time.perf_counter()
             batch = next(batches)
             with torch.autocast(experiment.device.type, torch.bfloat16, enabled=bfloat16):
-                loss = trainer.inner_loss(experiment.network, experiment.weights, batch)
+                loss = trainer.inner_loss(experiment.parts.network, experiment.parts.weights, batch)
             trainer.inner_optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             trainer.inner_optimizer.step()
@@ -73,11 +72,13 @@ def steps(experiment: Experiment, count: int) -> list[tuple[float, float]]:
 
 def report(dataset: Dataset, config: Any, rounds: int, device: torch.device) -> str:
     """The markdown table."""
-    cached = Experiment(replace(config, vfm_view="image"), dataset, device, progress=False)
-    crops = Experiment(replace(config, vfm_view="crop"), dataset, device, progress=False)
-    cached.image_tokens(cached.samples[:1])  # warm
+    cached = Experiment(config.changed(**{"vfm.view": "image"}), dataset, device, progress=False)
+    crops = Experiment(config.changed(**{"vfm.view": "crop"}), dataset, device, progress=False)
+    images, vision = [s.image for s in cached.context.samples], cached.parts.vision
+    assert vision is not None
+    vision.wholes(images[:1])  # warm
     started = time.perf_counter()
-    cached.image_tokens(cached.samples)
+    vision.wholes(images)
     fill = time.perf_counter() - started
     found: dict[str, list[tuple[float, float]]] = {"cached, whole image": [], "every crop (published)": []}
     for _ in range(rounds + 1):
@@ -87,11 +88,10 @@ def report(dataset: Dataset, config: Any, rounds: int, device: torch.device) -> 
     for name, times in found.items():
         whole, part = (1e3 * float(np.median([t[i] for t in times[3:]])) for i in (0, 1))
         lines.append(f"| {name} | {whole:.0f} | {part:.2f} | {100 * part / whole:.1f} % |")
-    tokens = cached.tokens
-    assert tokens is not None
+    tokens = vision.features
     lines += [
         "",
-        f"Filling the cache: {fill:.1f} s for {len(cached.samples)} images, once; it takes "
+        f"Filling the cache: {fill:.1f} s for {len(images)} images, once; it takes "
         f"{tokens.numel() * tokens.element_size() / 2**20:.0f} MB.",
     ]
     return "\n".join(lines) + "\n"
@@ -106,14 +106,15 @@ def main() -> int:
     use_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = data_of(args)
-    config = configure(args.preset, "semantic-priors", vfm_random=args.vfm_random or not args.data)
+    config = configure(args.preset, "semantic-priors", {"vfm.random": args.vfm_random or not args.data})
     text = report(data, config, args.rounds, device)
     print(text)
     if args.out:
-        precision = "bfloat16" if config.precision == "bfloat16" and has_bfloat16(device) else "float32"
+        precision = "bfloat16" if config.optimisation.precision == "bfloat16" and has_bfloat16(device) else "float32"
         note = (
             f"`python benchmarks/feature_cache.py --data DIR --out FILE`: {data.name}, preset {config.preset}, "
-            f"{config.student} x{config.width}, {config.vfm}, {config.batch_size} crops of {config.crop} px a step, "
+            f"{config.student} x{config.width}, {config.flat()['vfm.name']}, {config.optimisation.batch_size} crops of "
+            f"{config.data.crop} px a step, "
             f"{precision}, {args.threads} CPU threads, {device.type}; medians."
         )
         write_page(args.out, "What the frozen VFM costs in training", note, text)

@@ -13,20 +13,20 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bilevel.checkpoint import write_atomically
-from istd.config import PRESETS
 from istd.data.layouts import Dataset, load_folder
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.folder import holds_run, write_json
-from istd.report import format_table
-from istd.run import run
+from istd.files import write_json
+from istd.runs import RunFolder, run
+from istd.runs.report import format_table
 from istd.students import STUDENTS, create_student
+from istd.training.presets import PRESETS, applicable, configure
 
 
 class OutOfTime(Exception):
@@ -98,10 +98,12 @@ def train_cell(
     cell: dict[str, Any], preset: str, dataset: Dataset, folder: Path, device: torch.device, deadline: float
 ) -> dict[str, Any]:
     """Train one row, continuing from its checkpoint."""
-    names = ("method", "student", "seed")
-    config = replace(PRESETS[preset], vfm_random=True, **{name: cell[name] for name in names})
+    method = cell["method"]
+    changes = applicable(method, {"vfm.random": True, "student": cell["student"], "seed": cell["seed"]})
+    settings = configure(preset, method, changes)
     folder.mkdir(parents=True, exist_ok=True)
-    return run(config, dataset, folder, device, resume=holds_run(folder), progress=False, hooks=[Deadline(deadline)])
+    resume = RunFolder(folder).holds_run()
+    return dict(run(settings, dataset, folder, device, resume, progress=False, callbacks=[Deadline(deadline)]))
 
 
 def write_table(out: Path) -> str:

@@ -19,11 +19,11 @@ from pages import write_page
 from tqdm import tqdm
 
 from istd.data.layouts import Dataset, load_folder
-from istd.experiment import Experiment
-from istd.grid import SCALES, chance, spread
 from istd.metrics import evaluate_masks
-from istd.run import load_run
+from istd.runs import load_run
+from istd.runs.table import SCALES, mean_std, p_value
 from istd.threads import use_threads
+from istd.training.experiment import Experiment
 
 NOTE = (
     "`python benchmarks/last_weights.py RUNS --data DIR`; a run trains the same either way, and with `--select-from 1` "
@@ -48,8 +48,8 @@ def measure(folder: Path, dataset: Dataset) -> Row:
     experiment = load_run(folder, dataset)
     last = scores(experiment)
     experiment.load_best()
-    epoch = int(experiment.selection.best["epoch"])
-    return Row(experiment.config.method, experiment.config.seed, epoch, scores(experiment), last)
+    epoch = int(experiment.best.best["epoch"])
+    return Row(experiment.settings.method, experiment.settings.seed, epoch, scores(experiment), last)
 
 
 def scores(experiment: Experiment) -> Scores:
@@ -73,9 +73,9 @@ def markdown(rows: list[Row]) -> str:
     lines += ["", "| last weights | seeds | test IoU % | nIoU % | Pd % | Fa 1e-6 | IoU, last - chosen | p |"]
     lines.append("|---" * 8 + "|")
     for method, runs in by_method.items():
-        means = [spread(scale * np.array([r.last["test"][key] for r in runs])) for key, scale in SCALES.items()]
+        means = [mean_std(scale * np.array([r.last["test"][key] for r in runs])) for key, scale in SCALES.items()]
         gain = 100 * np.array([r.last["test"]["IoU"] - r.chosen["test"]["IoU"] for r in runs])
-        lines.append(f"| {method} | {len(runs)} | {' | '.join(means)} | {gain.mean():+.1f} | {chance(gain)} |")
+        lines.append(f"| {method} | {len(runs)} | {' | '.join(means)} | {gain.mean():+.1f} | {p_value(gain)} |")
     return "\n".join(lines) + "\n"
 
 

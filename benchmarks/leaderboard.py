@@ -2,7 +2,7 @@
 
     python benchmarks/leaderboard.py --data DIR --preset cpu --vfm-random --out runs/leaderboard
 
-Every method starts from the same preset and changes what its source fixes (`Method.settings`). Beside our numbers stand
+Every method starts from the same preset and changes what its source fixes (`Method.fixed`). Beside our numbers stand
 published ones where the split is the same, with what else differs. `leaderboard.md`, `.json` and `.png` go to --out.
 """
 
@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 
-from istd.config import PRESETS, Config, configure, shortened
 from istd.data.layouts import load_folder
-from istd.grid import run_grid, write_grid
 from istd.methods import METHODS
+from istd.runs.grid import run_grid
+from istd.runs.table import write_grid
+from istd.settings import Settings
 from istd.students import STUDENTS
 from istd.threads import use_threads
+from istd.training.presets import PRESETS, applicable, configure
 
 COMPARED = ("plain", "semantic-priors", "diffuse-to-detect", "fdep", "pal", "lesps", "mclc", "full")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "diffuse-to-detect, points judge": ("diffuse-to-detect", {"outer_labels": "points"}),
-    "diffuse-to-detect, published": ("diffuse-to-detect", {"variant": "published"}),
-    "diffuse-to-detect, leaks": ("diffuse-to-detect", {"leaks_mask_area": True}),
+    "diffuse-to-detect, points judge": ("diffuse-to-detect", {"outer.labels": "points"}),
+    "diffuse-to-detect, published": ("diffuse-to-detect", {"outer.hypergradient": "output-alignment"}),
+    "diffuse-to-detect, leaks": ("diffuse-to-detect", {"labels.leaks_mask_area": True}),
 }
 """Rows beside the methods: a method and what the row changes in it."""
 
@@ -46,15 +48,17 @@ Sources: PAL (2025); Diffuse to Detect (2026), table 2, for the reruns.
 
 
 def rows(
-    preset: str, methods: list[str], students: list[str], epochs: int | None = None, **changes: object
-) -> dict[str, Config]:
-    """A configuration for every method (or variant) and student; other `epochs` shorten all schedules alike."""
+    preset: str, methods: list[str], students: list[str], epochs: int | None, changes: dict[str, Any]
+) -> dict[str, Settings]:
+    """Settings for every method (or variant) and student; other `epochs` shorten all schedules alike."""
     several, found = len(students) > 1, {}
     for student in students:
         for row in methods:
             method, variant = VARIANTS.get(row, (row, {}))
-            config = configure(preset, method, student=student, **changes, **variant)
-            found[f"{row}, {student}" if several else row] = shortened(config, epochs or config.epochs)
+            given = {"student": student, **applicable(method, changes), **variant}
+            if epochs is not None:
+                given["schedule.epochs"] = epochs
+            found[f"{row}, {student}" if several else row] = configure(preset, method, given)
     return found
 
 
@@ -81,10 +85,10 @@ def main() -> int:
     args = p.parse_args()
     use_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cells = rows(args.preset, args.methods, args.students, args.epochs, vfm_random=args.vfm_random)
+    cells = rows(args.preset, args.methods, args.students, args.epochs, {"vfm.random": args.vfm_random})
     dataset = load_folder(args.data)
     found = run_grid(cells, args.seeds, dataset, args.out, device, jobs=args.jobs)
-    epochs = next(iter(cells.values())).epochs
+    epochs = next(iter(cells.values())).schedule.epochs
     flags = ["--data DIR", f"--preset {args.preset}", f"--epochs {epochs}", *(["--vfm-random"] * args.vfm_random)]
     flags += [f"--students {shlex.join(args.students)}", f"--methods {shlex.join(args.methods)}"]
     note = (

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from bilevel.reweighting import Clusters
 from istd.data.layouts import Dataset, Sample, load_folder
 from istd.data.scenes import synthetic_dataset
-from istd.descriptors import describe_images
 from istd.labels import INITIAL_MASKS
 from istd.losses import bce_and_soft_iou
+from istd.weights.descriptors import describe_images
 
 Labels = NDArray[np.int64]
 
@@ -145,7 +145,7 @@ def segmentation(dataset: Dataset, clean: int, seed: int, side: int = 24, rate: 
     tests = [_window(s, side) for s in dataset.test if len(s.points)]
     rule = INITIAL_MASKS["half-maximum"]
     x = torch.from_numpy(np.stack([w[0] for w in windows]))[:, None]
-    masks = np.stack([rule(image, points).mask for image, points, _ in windows])
+    masks = np.stack([rule(Sample("", image, points)).mask for image, points, _ in windows])
     n = len(windows) - clean
     features = torch.from_numpy(describe_images([w[0] for w in windows[:n]])).float()
     clusters = Clusters.fit(features, k, seed).labels

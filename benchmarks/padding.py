@@ -2,8 +2,8 @@
 
     python benchmarks/padding.py runs/x --data DIR [--split all]
 
-The rule of `istd.padding` (mirrored, to multiples of the student's own stride) beside multiples of twice that, repeated
-borders and zeros.
+The rule of `istd.inference.padding` (mirrored, to multiples of the student's own stride) beside multiples of twice
+that, repeated borders and zeros.
 """
 
 import argparse
@@ -14,9 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from istd.data.layouts import load_split
-from istd.export import load_student
+from istd.inference.export import load_student
 from istd.metrics import evaluate_masks
-from istd.students import repeat_channels
 
 NEAR = 32  # pixels from the border
 
@@ -40,7 +39,7 @@ def main() -> int:
             height, width = sample.image.shape
             padding = (0, -width % (times * stride), 0, -height % (times * stride))
             with torch.no_grad():
-                logits = student(repeat_channels(F.pad(x, padding, mode=mode), student))
+                logits = student(F.pad(x, padding, mode=mode))
             found.append(logits[0, 0, :height, :width].numpy() > 0)
     first = next(iter(masks))
     print(f"{args.data.name}, {args.split}: {len(samples)} images\n")

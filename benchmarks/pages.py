@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from bilevel.checkpoint import write_atomically
-from istd.config import PRESETS
 from istd.data.layouts import Dataset, load_folder
 from istd.data.scenes import synthetic_dataset
+from istd.training.presets import PRESETS
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from bilevel.checkpoint import write_atomically
-from istd.folder import write_json
-from istd.grid import SCALES, chance, slug, spread
+from istd.files import write_json
+from istd.runs.grid import slug
+from istd.runs.table import SCALES, mean_std, p_value
 
 
 def name_of(run: dict[str, Any]) -> str:
@@ -69,7 +70,7 @@ def gains(runs: list[dict[str, Any]]) -> list[str]:
         cells = []
         for key in ("IoU", "nIoU"):
             gain = SCALES[key] * np.array([found[s][key] - plain[s][key] for s in seeds])
-            cells.append(f"{key} {gain.mean():+.1f}" + (f" (p = {p})" if (p := chance(gain)) else ""))
+            cells.append(f"{key} {gain.mean():+.1f}" + (f" (p = {p})" if (p := p_value(gain)) else ""))
         lines.append(f"- {name}, against plain in {len(seeds)} pairs of seeds: {', '.join(cells)}")
     return lines
 
@@ -86,7 +87,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, blocks in rows(runs).items():
-        cells = [spread(scale * np.array([b[key] for b in blocks])) for key, scale in SCALES.items()]
+        cells = [mean_std(scale * np.array([b[key] for b in blocks])) for key, scale in SCALES.items()]
         lines.append(f"| {name} | {len(blocks)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *gains(runs), *notes(runs)]) + "\n"
 

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from bilevel import BilevelTrainer, RecomputedUnrolled, Schedule, Unrolled, sgd
 from bilevel.reweighting import Clusters, TableWeights, UniformWeights
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.descriptors import describe_image
 from istd.losses import bce_and_soft_iou
 from istd.students import create_student
+from istd.weights.descriptors import describe_image
 
 CLUSTERS = 64
 

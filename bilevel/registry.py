@@ -1,6 +1,8 @@
 """A registry of named records that refuses duplicates and lists its choices when a name is unknown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -47,3 +49,14 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._records)
+
+
+def import_folder(package: str, path: Iterable[str]) -> None:
+    """Import every file of a package, so that what a file registers is known as soon as the file is there.
+
+    Args:
+        package: its name, `__name__` in its `__init__.py`.
+        path: its `__path__`.
+    """
+    for module in iter_modules(path):
+        import_module(f"{package}.{module.name}")

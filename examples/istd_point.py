@@ -3,7 +3,7 @@
     python examples/istd_point.py                                  # synthetic scenes, a few minutes on a CPU
     python examples/istd_point.py --data DIR --preset cpu --out runs/x --vfm-random
 
-This is `istd train`; every flag is explained by --help. From Python: `istd.run.run(config, dataset, out)`.
+This is `istd train`; every flag is explained by --help. From Python: `istd.runs.run(config, dataset, out)`.
 """
 
 import sys

@@ -3,8 +3,8 @@
 Importing this package, and running a trained student, needs no timm and loads no foundation model.
 """
 
-from istd.export import load_student, save_student
-from istd.predict import StudentPredictor
+from istd.inference.export import load_student, save_student
+from istd.inference.predict import StudentPredictor
 from istd.students import create_student, load_published
 
 __all__ = ["StudentPredictor", "create_student", "load_published", "load_student", "save_student"]

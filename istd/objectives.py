@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from bilevel import INNER_OBJECTIVES, OUTER_OBJECTIVES
 from istd.data.crops import Batch
-from istd.losses import SEGMENTATION_LOSSES, SegmentationLoss, distillation, weighted_mean
-from istd.students import Student, repeat_channels
+from istd.losses import SEGMENTATION_LOSSES, SegmentationLoss, combined, distillation, weighted_mean
+from istd.students import Student
 
 
 def outline(target: Tensor) -> Tensor:
@@ -34,14 +34,13 @@ def outline(target: Tensor) -> Tensor:
 
 
 def decode_all(network: Any, image: Tensor) -> tuple[Tensor, ...]:
-    """Logits of all maps that training supervises, of a normalised image `(B, 1, H, W)` or `(B, 3, H, W)`.
+    """Logits of all maps that training supervises, of a normalised image `(B, C, H, W)`.
 
     A network that is no `Student` has one, its output.
     """
-    x = repeat_channels(image, network)
     if not isinstance(network, Student):
-        return (network(x),)
-    return network.decode_all(network.encode(x))
+        return (network(image),)
+    return network.decode_all(network.encode(image))
 
 
 def supervision(loss: SegmentationLoss, maps: Sequence[Tensor], target: Tensor, network: Any) -> Tensor:
@@ -50,7 +49,7 @@ def supervision(loss: SegmentationLoss, maps: Sequence[Tensor], target: Tensor, 
     v_k is the declared weight; y_k is the mask or its `outline`, brought to the size of z_k by maxima.
 
     Args:
-        loss: the segmentation loss l.
+        loss: the segmentation loss l, of maps whose publication gives them none of their own.
         maps: logits `(B, 1, h_k, w_k)` of `decode_all`.
         target: labels `(B, 1, H, W)`, hard or soft.
         network: the student.
@@ -61,7 +60,8 @@ def supervision(loss: SegmentationLoss, maps: Sequence[Tensor], target: Tensor, 
         y = target if output.target == "mask" else outline(target)
         if y.shape[-2:] != z.shape[-2:]:
             y = F.adaptive_max_pool2d(y, z.shape[-2:])
-        term = loss(z, y) if output.weight == 1 else output.weight * loss(z, y)
+        measured = (loss if output.loss is None else combined(output.loss))(z, y)
+        term = measured if output.weight == 1 else output.weight * measured
         total = term if total is None else total + term
     assert total is not None
     return total
@@ -83,58 +83,60 @@ class Segmentation:
         """Weighted mean over the batch."""
         maps = decode_all(student, batch.image)
         losses = supervision(SEGMENTATION_LOSSES[self.loss], maps, batch.target, student)
-        return weighted_mean(losses, weights(batch.samples))
+        return weighted_mean(losses, weights(batch.index))
 
 
 @dataclass(frozen=True)
 class TeacherInner:
-    """`mean_T w_i [L(z_t, y) + kd KD(z_t, z_s)]_i + student mean_B w_i L(z_s, y)_i + gate R`, z_s detached in KD.
+    """`mean_T w_i [L(z_t, y) + d KD(z_t, z_s)]_i + v mean_B w_i L(z_s, y)_i + g R`, z_s detached in KD.
 
     z_t and z_s are the logits of teacher and student, w_i the weight of sample i, L the `supervision` of all maps that
     the student declares by the loss l, KD the distillation loss between the maps used at test, R SCAM's gate penalty.
-    The published objective has student = 0: the shared weights are then trained through the teacher alone, and the
-    student follows by the outer steps. With student > 0 the bare path, which is deployed, learns too.
+    The published objective has v = 0: the shared weights are then trained through the teacher alone, and the student
+    follows by the outer steps. With v > 0 the bare path, which is deployed, learns too.
 
     Attributes:
         loss: name of the segmentation loss l; published: `"bce"`.
-        kd: weight of the distillation from the student.
-        gate: weight of the gate penalty.
-        student: weight of the student's own loss.
-        share: share of the batch B that forms T and passes through the teacher as well; published 1. Encoder features
-            are computed once for both passes.
+        distillation_weight: d, of the distillation from the student.
+        gate_weight: g, of the gate penalty.
+        student_loss_weight: v, of the student's own loss.
+        teacher_share: share of the batch B that forms T and passes through the teacher as well; published 1. Encoder
+            features are computed once for both passes.
         temperature: of the distillation.
 
     Source: semantic-priors (2026), equation 1 (constants 0.1, 0.005 and 4).
     """
 
     loss: str = "bce+soft-iou"
-    kd: float = 0.1
-    gate: float = 5e-3
-    student: float = 1.0
-    share: float = 1.0
+    distillation_weight: float = 0.1
+    gate_weight: float = 5e-3
+    student_loss_weight: float = 1.0
+    teacher_share: float = 1.0
     temperature: float = 4.0
 
     def __call__(self, teacher: Any, weights: Any, batch: Batch) -> Tensor:
         """Weighted means over the batch plus the gate penalty."""
         assert batch.tokens is not None
         student, segment = teacher.student, SEGMENTATION_LOSSES[self.loss]
-        features = student.encode(repeat_channels(batch.image, student))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.student > 0):
-            bare = student.decode_all(features) if self.student > 0 else (student.decode(features),)
-        n = max(round(self.share * len(batch.image)), 1)
+        features = student.encode(batch.image)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.student_loss_weight > 0):
+            bare = student.decode_all(features) if self.student_loss_weight > 0 else (student.decode(features),)
+        n = max(round(self.teacher_share * len(batch.image)), 1)
         taught = teacher.decode_all([f[:n] for f in features], batch.tokens[:n])
         losses = supervision(segment, taught, batch.target[:n], student)
-        losses = losses + self.kd * distillation(taught[0], bare[0][:n].detach(), self.temperature)
-        w = weights(batch.samples)
-        total = weighted_mean(losses, w[:n]) + self.gate * teacher.adapter.gate_penalty()
-        if self.student > 0:
-            total = total + self.student * weighted_mean(supervision(segment, bare, batch.target, student), w)
+        losses = losses + self.distillation_weight * distillation(taught[0], bare[0][:n].detach(), self.temperature)
+        w = weights(batch.index)
+        total = weighted_mean(losses, w[:n]) + self.gate_weight * teacher.adapter.gate_penalty()
+        if self.student_loss_weight > 0:
+            total = total + self.student_loss_weight * weighted_mean(
+                supervision(segment, bare, batch.target, student), w
+            )
         return torch.as_tensor(total)
 
 
 @dataclass(frozen=True)
 class StudentOuter:
-    """`mean_i v_i [l(z_s, y) + kd KD(z_s, z_t)]_i` on validation pseudo-masks, z_t detached.
+    """`mean_i v_i [l(z_s, y) + d KD(z_s, z_t)]_i` on validation pseudo-masks, z_t detached.
 
     It judges what is deployed: of several maps, the one used at test.
 
@@ -143,28 +145,28 @@ class StudentOuter:
 
     Attributes:
         loss: name of the segmentation loss l.
-        kd: weight of the distillation from the teacher.
+        distillation_weight: d, of the distillation from the teacher.
         weighted: multiply by the sample weights, as published.
         temperature: of the distillation.
 
-    Source: semantic-priors (2026), equation 2 (kd = 1, temperature 4).
+    Source: semantic-priors (2026), equation 2 (d = 1, temperature 4).
     """
 
     loss: str = "bce+soft-iou"
-    kd: float = 1.0
+    distillation_weight: float = 1.0
     weighted: bool = False
     temperature: float = 4.0
 
     def __call__(self, teacher: Any, weights: Any, batch: Batch) -> Tensor:
         """Mean over the validation batch."""
-        features = teacher.student.encode(repeat_channels(batch.image, teacher.student))
+        features = teacher.student.encode(batch.image)
         bare = teacher.student.decode(features)
         losses = SEGMENTATION_LOSSES[self.loss](bare, batch.target)
-        if self.kd > 0:
+        if self.distillation_weight > 0:
             with torch.no_grad():
                 taught = teacher.decode([f.detach() for f in features], batch.tokens)
-            losses = losses + self.kd * distillation(bare, taught, self.temperature)
-        return weighted_mean(losses, weights(batch.samples)) if self.weighted else losses.mean()
+            losses = losses + self.distillation_weight * distillation(bare, taught, self.temperature)
+        return weighted_mean(losses, weights(batch.index)) if self.weighted else losses.mean()
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class BareOuter:
 
     def __call__(self, student: Any, weights: Any, batch: Batch) -> Tensor:
         """Mean over the validation batch."""
-        logits = student(repeat_channels(batch.image, student))
+        logits = student(batch.image)
         return SEGMENTATION_LOSSES[self.loss](logits, batch.target).mean()
 
 
@@ -200,7 +202,7 @@ class LearnedSegmentation:
         """Weighted mean over the batch."""
         maps = decode_all(student, batch.image)
         losses = supervision(SEGMENTATION_LOSSES[self.loss], maps, outer.labels(batch.target), student)
-        return weighted_mean(losses, outer(batch.samples))
+        return weighted_mean(losses, outer(batch.index))
 
 
 class WeightsAndLabels(nn.Module):
@@ -228,8 +230,7 @@ class PointOuter:
 
     def __call__(self, network: Any, outer: Any, batch: Batch) -> Tensor:
         """Mean over the pixels that count."""
-        student = getattr(network, "student", network)
-        z = student(repeat_channels(batch.image, student))
+        z = network.student(batch.image)
         at, counted = batch.target[:, :1], batch.target[:, 1:]
         away = counted - at
         hit = (at * F.softplus(-z)).sum() / at.sum().clamp(min=1)
@@ -239,7 +240,8 @@ class PointOuter:
 INNER_OBJECTIVES.register("istd.segmentation", Segmentation())
 INNER_OBJECTIVES.register("istd.learned-labels", LearnedSegmentation())
 INNER_OBJECTIVES.register("istd.teacher", TeacherInner())
-INNER_OBJECTIVES.register("istd.teacher-published", TeacherInner(loss="bce", student=0.0))
+INNER_OBJECTIVES.register("istd.teacher-published", TeacherInner(loss="bce", student_loss_weight=0.0))
+OUTER_OBJECTIVES.register("istd.bare", BareOuter())
 OUTER_OBJECTIVES.register("istd.points", PointOuter())
 OUTER_OBJECTIVES.register("istd.student", StudentOuter())
 OUTER_OBJECTIVES.register("istd.student-published", StudentOuter(loss="bce", weighted=True))

@@ -27,8 +27,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 4
 RUN = (
-    f"--preset smoke --student acm --width 0.25 --crop 32 --batch-size 4 --epochs {EPOCHS} --bilevel-every 2 "
-    "--bilevel-steps 1 --evolve-every 1 --evaluate-every 2 --vfm test_vit --vfm-random --vfm-size 32 --threads 1 "
+    f"--preset smoke --student acm --width 0.25 --crop 32 --batch-size 4 --epochs {EPOCHS} --outer.every 2 "
+    "--outer.steps 1 --updates.every 1 --evaluate-every 2 --vfm.name test_vit --vfm.random --vfm.size 32 --threads 1 "
     "--quiet"
 ).split()
 PHASES = ("start", "training", "checkpoint", "evaluation", "grid")

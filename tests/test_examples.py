@@ -4,15 +4,14 @@ import importlib.util
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from istd.config import PRESETS
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.run import run
+from istd.runs.run import run
+from tests.istd.tiny import settings, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -62,8 +61,7 @@ def test_the_fifteen_lines_of_the_readme_run():
 @pytest.fixture
 def gpu(monkeypatch):
     module = load(Path("benchmarks/gpu.py"))
-    small = replace(PRESETS["smoke"], width=0.25, crop=32, batch_size=4, epochs=3, student="mlcl", vfm_size=32)
-    monkeypatch.setattr(module, "PRESETS", {"smoke": small})
+    monkeypatch.setattr(module, "configure", lambda preset, method, changes: tiny(method, epochs=3, **changes))
     monkeypatch.setattr(
         module,
         "synthetic_dataset",
@@ -147,10 +145,10 @@ def test_the_table_of_runs_gives_mean_and_deviation_over_seeds():
     other = run | {"seed": 1, "student": block | {"IoU": 0.6}}
     learned = {"smallest": 0.7, "largest": 1.4, "mask_quality": -0.25}
     taught = {"method": "semantic-priors", "vfm": "vit.tag", "vfm_pretrained": False, "teacher": block}
-    varied = run | taught | {"changes": {"evolve_every": 5}, "learned_weights": learned}
+    varied = run | taught | {"changes": {"updates.every": 5}, "learned_weights": learned}
     text = load(Path("benchmarks/table.py")).markdown([varied, run, other])
     assert "| student alcl x0.5: plain | 2 | 55.0 +- 7.1 | 60.0 +- 0.0 | 90.0 +- 0.0 | 20.0 +- 0.0 |" in text
-    assert "| teacher: semantic-priors (random vit), evolve_every=5 | 1 | 50.0 | 60.0 | 90.0 | 20.0 |" in text
+    assert "| teacher: semantic-priors (random vit), updates.every=5 | 1 | 50.0 | 60.0 | 90.0 | 20.0 |" in text
     assert "final pseudo-masks" not in text
     assert "against plain" not in text  # one seed in common
     more = varied | {"seed": 1, "student": block | {"IoU": 0.7}}
@@ -164,11 +162,11 @@ def test_chosen_and_last_weights_of_a_run_are_scored_beside_each_other(monkeypat
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = load(Path("benchmarks/last_weights.py"))
     data = synthetic_dataset(4, 2, 2, SceneConfig(size=64))
-    config = replace(PRESETS["smoke"], method="plain", width=0.25, crop=32, epochs=4, evaluate_every=1, select_from=0.0)
+    config = settings("smoke", "plain", width=0.25, crop=32, epochs=4, evaluate_every=1, select_from=0.0)
     found = {}
     for name, start in (("chosen", 0.0), ("last", 1.0)):
         (tmp_path / name).mkdir()
-        changed = replace(config, select_from=start)
+        changed = config.changed(select_from=start)
         found[name] = run(changed, data, tmp_path / name, progress=False)["student"]
     row = module.measure(tmp_path / "chosen", data)
     assert row.chosen["test"] == pytest.approx(found["chosen"])
@@ -282,26 +280,28 @@ def test_students_are_measured_in_yardsticks(monkeypatch):
     monkeypatch.setattr(module, "MODES", {"eval": (1, 32), "train": (2, 32)})
     megabyte = torch.empty(2**18)
     assert module.peak_memory(lambda: (megabyte + 1, None)[1]) == pytest.approx(1.0, rel=0.01)
-    released = {"acm": {"eval": {"time": 1e-9, "memory": 1.0}}}
+    released = {"acm": {"eval": {"time": 1e-9, "memory": 1.0, "beside": 0.5}}}
     header, _, evaluated, trained = module.report(["acm"], 1, released).splitlines()
     assert header.startswith("| student | mode | time | of released")
     assert evaluated.startswith("| acm | eval |")
     assert float(evaluated.split("|")[4]) > 1e6
+    assert evaluated.split("|")[5].strip() == "0.50"
     assert trained.split("|")[4].strip() == ""
 
 
 def test_the_leaderboard_gives_every_method_one_budget():
     module = load(Path("benchmarks/leaderboard.py"))
-    cells = module.rows("cpu", list(module.COMPARED), ["alcl"], vfm_random=True)
+    cells = module.rows("cpu", list(module.COMPARED), ["alcl"], None, {"vfm.random": True})
     assert list(cells) == list(module.COMPARED)
-    for field in ("epochs", "batch_size", "crop", "width", "lr", "select_on"):
-        assert len({getattr(c, field) for c in cells.values()}) == 1, field
+    for group in ("schedule", "optimisation", "data", "student", "width"):
+        assert all(getattr(c, group) == getattr(cells["plain"], group) for c in cells.values()), group
     assert cells["lesps"].loss == "soft-focal"
-    two = module.rows("cpu", ["plain"], ["alcl", "msh"])
+    two = module.rows("cpu", ["plain"], ["alcl", "msh"], None, {})
     assert list(two) == ["plain, alcl", "plain, msh"]
-    short = module.rows("cpu", ["pal", *module.VARIANTS], ["alcl"], epochs=28)
-    assert (short["pal"].epochs, short["pal"].evolve_every, short["pal"].bilevel_every) == (28, 1, 6)
-    assert short["diffuse-to-detect, points judge"].outer_labels == "points"
+    short = module.rows("cpu", ["pal", *module.VARIANTS], ["alcl"], 28, {})
+    assert (short["pal"].schedule.epochs, short["pal"].updates.every) == (28, 1)
+    judged = short["diffuse-to-detect, points judge"]
+    assert (judged.outer.every, judged.outer.labels) == (6, "points")
 
 
 def test_a_diffusion_learns_its_numbers_through_the_network_it_labels_for():
@@ -312,17 +312,7 @@ def test_a_diffusion_learns_its_numbers_through_the_network_it_labels_for():
 
 
 def small_config(**changes):
-    return replace(
-        PRESETS["smoke"],
-        student="mlcl",
-        width=0.25,
-        crop=32,
-        batch_size=4,
-        epochs=2,
-        evaluate_every=2,
-        vfm_size=32,
-        **changes,
-    )
+    return tiny(epochs=2, **changes)
 
 
 def test_directions_are_compared_with_the_exact_one(monkeypatch):
@@ -330,7 +320,7 @@ def test_directions_are_compared_with_the_exact_one(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = load(Path("benchmarks/directions.py"))
     data = synthetic_dataset(8, 6, 1, SceneConfig(size=64))
-    text = module.report(data, small_config(clusters=3), [0, 2], pairs=1, steps=1, progress=False)
+    text = module.report(data, small_config(clusters__count=3), [0, 2], pairs=1, steps=1, progress=False)
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(lines) == 2 * 2 * 3
     for line in lines:

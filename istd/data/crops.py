@@ -10,84 +10,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from istd.data.layouts import Sample
+from istd.data.dataset import Sample
+from istd.data.normalisation import Normalisation
 
 T = TypeVar("T", bound=np.generic)
-LOCAL = 31  # px: the window over which local contrast is defined for small targets, the largest of them 15 px wide
 
 
 class Batch(NamedTuple):
     """A training batch.
 
     Attributes:
-        image: `(B, 1, H, W)` or `(B, 3, H, W)` normalised intensities.
+        image: `(B, C, H, W)` normalised intensities, with the channels of the network.
         target: `(B, C, H, W)` pseudo-mask, 0 or 1 (C = 1), or what a learned or partial label needs (C > 1).
-        samples: `(B,)` positions of the samples in the list that the labels and weights are kept for.
+        index: `(B,)` positions of the samples in the list that the labels and weights are kept for.
         tokens: `(B, K, N, D)` frozen features for the teacher, or None without one.
     """
 
     image: Tensor
     target: Tensor
-    samples: Tensor
+    index: Tensor  # type: ignore[assignment]  # nobody looks for a tensor in a batch by `tuple.index`
     tokens: Tensor | None
-
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of red, green and blue in ImageNet, of intensities in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What a student sees of an image; travels with an exported student.
-
-    `repeat` gives `(x - mean) / std`, which the networks repeat on their three input channels, as published. `contrast`
-    uses those channels: x by the statistics of the training set, x by those of its own image (`(x - m) / s`), and its
-    local contrast `(x - mean of x over 31 x 31 pixels) / s`. The same network, parameters and cost; but a crop then
-    knows how bright its image is, and a target stands out by its contrast whatever the sensor's gain and offset.
-    `imagenet` normalises x on each of three channels by the constants of ImageNet, as MSHNet does.
-
-    Attributes:
-        mean: of the training images' pixels; `imagenet` does not use it.
-        std: of the training images' pixels; `imagenet` does not use it.
-        per_image: in `repeat`, use each image's own mean and standard deviation instead.
-        channels: `repeat`, `contrast` or `imagenet`.
-    """
-
-    mean: float
-    std: float
-    per_image: bool = False
-    channels: str = "repeat"
-
-    @classmethod
-    def fit(cls, samples: Sequence[Sample], per_image: bool = False, channels: str = "repeat") -> "Normalisation":
-        """Mean and standard deviation over all pixels of the training images."""
-        count = sum(s.image.size for s in samples)
-        mean = sum(float(s.image.sum(dtype=np.float64)) for s in samples) / count
-        variance = sum(float(np.square(s.image - mean).sum(dtype=np.float64)) for s in samples) / count
-        return cls(mean, max(variance**0.5, 1e-3), per_image, channels)
-
-    def constants(self, image: NDArray[np.float32]) -> tuple[float, float]:
-        """Mean and standard deviation of a whole image `(H, W)`."""
-        return float(image.mean()), max(float(image.std()), 1e-3)
-
-    def __call__(self, images: Tensor, constants: Tensor) -> Tensor:
-        """Normalise images or crops.
-
-        Args:
-            images: `(B, 1, H, W)` intensities in [0, 1].
-            constants: `(B, 2)`, the `constants` of the images they were cut from.
-
-        Returns:
-            `(B, 1, H, W)`, or `(B, 3, H, W)` with `contrast` or `imagenet`.
-        """
-        if self.channels == "imagenet":
-            centre, spread = (images.new_tensor(values)[:, None, None] for values in IMAGENET)
-            return (images - centre) / spread
-        mean, std = constants[:, 0, None, None, None], constants[:, 1, None, None, None]
-        if self.channels == "repeat":
-            return (images - mean) / std if self.per_image else (images - self.mean) / self.std
-        around = F.avg_pool2d(images, LOCAL, stride=1, padding=LOCAL // 2, count_include_pad=False)
-        return torch.cat([(images - self.mean) / self.std, (images - mean) / std, (images - around) / std], dim=1)
 
 
 @dataclass(frozen=True)
@@ -113,13 +55,14 @@ class CropLoader:
     """Batches of random crops, flips and rotations; epoch e of seed s is always the same, whatever came before.
 
     Args:
-        samples: all samples that have labels; `Batch.samples` counts in this list.
+        samples: all samples that have labels; `Batch.index` counts in this list.
         target: `target(i)` gives the current `(H, W)` pseudo-mask of sample i: bool, or soft labels in [0, 1]; or
             `(C, H, W)` maps, which are cut, turned and zoomed alike.
         pool: `pool()` gives the indices that take part now.
         batch_size: samples per batch; a last smaller batch is dropped unless it is the only one.
         augmentation: see `Augmentation`.
         normalisation: applied to every image.
+        channels: of the network's input.
         tokens: `tokens(indices, crops)` gives the frozen features of a batch from sample indices and the unnormalised
             crops `(B, 1, H, W)`, or None without a teacher.
         aligned_tokens: `aligned_tokens(indices, places)` gives them from sample indices and `(B, 2, 3)` matrices, the
@@ -137,6 +80,7 @@ class CropLoader:
         batch_size: int,
         augmentation: Augmentation,
         normalisation: Normalisation,
+        channels: int = 3,
         tokens: Callable[[Tensor, Tensor], Tensor] | None = None,
         aligned_tokens: Callable[[Tensor, Tensor], Tensor] | None = None,
         seed: int = 0,
@@ -148,6 +92,7 @@ class CropLoader:
         self.batch_size, self.augmentation, self.normalisation = batch_size, augmentation, normalisation
         self.tokens, self.aligned_tokens = tokens, aligned_tokens
         self.seed, self.device = seed, torch.device(device)
+        self.channels = channels
         self._constants = [normalisation.constants(s.image) for s in samples]
         self.epoch = 0
 
@@ -168,7 +113,7 @@ class CropLoader:
         crops = [self._crop(int(i), rng) for i in indices]
         image = torch.stack([c[0] for c in crops])
         constants = torch.tensor([self._constants[int(i)] for i in indices])
-        normalised = self.normalisation(image, constants).to(self.device)
+        normalised = self.normalisation(image, constants, self.channels).to(self.device)
         target = torch.stack([c[1] for c in crops]).to(self.device)
         index = torch.as_tensor(indices)
         tokens = None

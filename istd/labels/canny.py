@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from istd.data.points import Points
-from istd.labels.initial import INITIAL_MASKS, Image, InitialMask, Mask
+from istd.data.dataset import Sample
+from istd.labels.initial import INITIAL_MASKS, InitialMask, Mask
 from istd.regions import EIGHT_CONNECTED, component_at, polygon_area
 
 Integers = NDArray[np.int64]
@@ -47,8 +47,9 @@ class CannyContour:
     high: int = 40
     max_area: float = 50.0
 
-    def __call__(self, image: Image, points: Points) -> InitialMask:
-        """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
+    def __call__(self, sample: Sample) -> InitialMask:
+        """Draw the mask of one image."""
+        image, points = sample.image, sample.points
         mask = np.zeros(image.shape, dtype=bool)
         reliable = np.zeros(len(points), dtype=bool)
         for i, (row, col) in enumerate(points.tolist()):

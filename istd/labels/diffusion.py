@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from istd.data.dataset import Sample
 from istd.data.points import Points
 from istd.labels.crf import DenseCRF
 from istd.labels.initial import INITIAL_MASKS, HalfMaximum, Image, InitialMask, window_around
@@ -199,8 +200,9 @@ class DiffusionMask:
 
     released_crf: ClassVar[DenseCRF] = DenseCRF(bilateral=(8, 10, 110), iterations=5)
 
-    def __call__(self, image: Image, points: Points) -> InitialMask:
-        """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
+    def __call__(self, sample: Sample) -> InitialMask:
+        """Draw the mask of one image."""
+        image, points = sample.image, sample.points
         mask, reliable = np.zeros(image.shape, dtype=bool), np.zeros(len(points), dtype=bool)
         waiting = np.arange(len(points))
         for half in self.rule.windows:

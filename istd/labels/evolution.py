@@ -23,7 +23,7 @@ target's shape but not yet confident (m well below 1) erases it; here `q = p / m
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from scipy import ndimage
 
 from istd.data.points import Points
 from istd.regions import EIGHT_CONNECTED, find_regions
+from istd.schema import OneOf, Range, check
 
 SoftMask = NDArray[np.float32]
 
@@ -44,11 +45,11 @@ class LabelEvolution:
     """The update rule (formula: module head).
 
     Attributes:
-        threshold: Tb.
-        slope: k.
+        threshold: Tb, the part of a region's maximum above which a pixel may belong to it.
+        slope: k, how much the threshold rises with a region's size.
         size_limit: L as a share of the image's pixels.
-        cap: largest |R| / L; `math.inf` is published.
-        half: half side of the window around a region's centroid.
+        cap: largest |R| / L that raises a region's threshold; published infinity.
+        half: half side in pixels of the window around a region's centroid.
         decay: factor on pixels that no candidate confirms; published 0.97 by PAL, 1 by LESPS.
         anchors: `"points"`, or `"ones"` as published: every pixel whose label is 1.
         relative: measure confidence against the region's maximum m; False is published.
@@ -57,21 +58,19 @@ class LabelEvolution:
             LESPS, which makes a pixel of 254.5 / 255 or more an anchor.
     """
 
-    threshold: float = 0.5
-    slope: float = 0.5
-    size_limit: float = 0.0015
-    cap: float = 1.0
-    half: int = 16
-    decay: float = 0.97
-    anchors: str = "points"
+    threshold: Annotated[float, Range(0, 1)] = 0.5
+    slope: Annotated[float, Range(0, 1)] = 0.5
+    size_limit: Annotated[float, Range(0, 1, above=True)] = 0.0015
+    cap: Annotated[float, Range(0, infinite=True)] = 1.0
+    half: Annotated[int, Range(1)] = 16
+    decay: Annotated[float, Range(0, 1)] = 0.97
+    anchors: Annotated[str, OneOf(ANCHORS)] = "points"
     relative: bool = True
-    rule: str = "pal"
-    stored: str = "float32"
+    rule: Annotated[str, OneOf(RULES)] = "pal"
+    stored: Annotated[str, OneOf(STORED)] = "float32"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("anchors", ANCHORS), ("rule", RULES), ("stored", STORED)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        check(self)
 
     def __call__(self, label: SoftMask, prediction: SoftMask, points: Points) -> SoftMask:
         """Update one image's label.

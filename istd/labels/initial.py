@@ -1,6 +1,6 @@
 """Initial pseudo-masks: from an image and one point per target to a mask, with nothing but the points.
 
-The default, `half_maximum`, takes the region around the target's peak above a fraction a of its contrast. Its constants
+The default, `HalfMaximum`, takes the region around the target's peak above a fraction a of its contrast. Its constants
 are physical, none is fitted to masks:
 
 - levels a: six, geometrically spaced between the -3 dB point (1/2, the full width at half maximum, by which the size of
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bilevel.registry import Registry
-from istd.data.points import Points
+from istd.data.dataset import Sample
 from istd.regions import component_at
 
 Image = NDArray[np.float32]
@@ -66,8 +66,9 @@ class HalfMaximum:
     radius: int = 3
     spread: float = 1.5
 
-    def __call__(self, image: Image, points: Points) -> InitialMask:
-        """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
+    def __call__(self, sample: Sample) -> InitialMask:
+        """Draw the mask of one image."""
+        image, points = sample.image, sample.points
         mask = np.zeros(image.shape, dtype=bool)
         reliable = np.zeros(len(points), dtype=bool)
         for i, (row, col) in enumerate(points):
@@ -126,8 +127,9 @@ class Square:
 
     side: int = 5
 
-    def __call__(self, image: Image, points: Points) -> InitialMask:
+    def __call__(self, sample: Sample) -> InitialMask:
         """Draw the mask of one image."""
+        image, points = sample.image, sample.points
         mask = np.zeros(image.shape, dtype=bool)
         for row, col in points:
             rows, cols, _, _ = window_around(image.shape, int(row), int(col), self.side // 2)
@@ -152,7 +154,8 @@ def _touches(region: Mask, open_sides: tuple[bool, ...]) -> bool:
     return any(is_open and bool(side.any()) for is_open, side in zip(open_sides, sides, strict=True))
 
 
-InitialRule = Callable[[Image, Points], InitialMask]
+InitialRule = Callable[[Sample], InitialMask]
+"""Draws the mask of one image from its points; nothing else of the sample is read, but by `AreaPrior`."""
 
 INITIAL_MASKS: Registry[InitialRule] = Registry("initial pseudo-mask rule")
 INITIAL_MASKS.register("half-maximum", HalfMaximum())

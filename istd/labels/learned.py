@@ -1,6 +1,6 @@
 """Pseudo-masks as a differentiable function of learned numbers: the heat diffusion inside a training run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from bilevel import directional_derivative
 from istd.data.layouts import Sample
 from istd.labels.diffusion import DiffusionMask, HeatDiffusion, cut_windows
 from istd.labels.initial import HalfMaximum, Mask, window_around
-from istd.labels.store import PseudoMasks
+from istd.labels.store import Labels, PseudoMasks, SoftMask
 
 SHARPNESS = 20.0  # of a label's border: it rises from 0.1 to 0.9 while the fused heat rises by 0.22
 CHUNK = 256  # windows at a time: their propagators are matrices
@@ -29,7 +29,7 @@ class _Target(NamedTuple):
     region: NDArray[np.float32]
 
 
-class DiffusedMasks(PseudoMasks):
+class DiffusedLabels(Labels):
     """Soft labels `y = sigmoid(20 (m - 1/2))`, m the fused heat of `HeatDiffusion`, and their derivatives dy/dt_k.
 
     t are the four numbers of the diffusion. A crop of `maps` is cut, turned and zoomed like any label; `LearnedLabels`
@@ -46,7 +46,7 @@ class DiffusedMasks(PseudoMasks):
 
     def __init__(self, samples: Sequence[Sample], model: HeatDiffusion, rule: HalfMaximum | None = None) -> None:
         rule = rule or HalfMaximum()
-        super().__init__(samples, DiffusionMask(model, rule), admit_all=True)
+        super().__init__(PseudoMasks.draw(samples, DiffusionMask(model, rule), admit_all=True))
         self.model = model
         self.tangents: list[NDArray[np.float32]] = []
         self._targets: list[_Target] = []
@@ -69,35 +69,36 @@ class DiffusedMasks(PseudoMasks):
 
     def fix(self, indices: NDArray[np.int64], masks: Sequence[Mask]) -> None:
         """Give some samples masks that stay as they are."""
-        super().fix(indices, masks)
+        self.now = self.now.fixing(indices, masks)
         for i in indices.tolist():
             self.tangents[i] = np.zeros_like(self.tangents[i])
 
     def maps(self, i: int) -> NDArray[np.float32]:
         """`(5, H, W)`: the soft label of sample i, and its derivatives."""
-        return np.concatenate([self.soft[i][None], self.tangents[i]])
+        return np.concatenate([self.now.soft[i][None], self.tangents[i]])
 
     def redraw(self) -> None:
         """Draw all labels that are not fixed with the diffusion's present numbers."""
-        self.tangents = [np.zeros((len(numbers(self.model)), *m.shape), dtype=np.float32) for m in self.soft]
-        for i in np.flatnonzero(~self.fixed).tolist():
-            self.soft[i] = np.zeros_like(self.soft[i])
+        fixed = self.now.fixed
+        self.tangents = [np.zeros((len(numbers(self.model)), *m.shape), dtype=np.float32) for m in self.now.soft]
+        soft = {i: np.zeros_like(self.now.soft[i]) for i in np.flatnonzero(~fixed).tolist()}
         for i, row, col in self._squares:
-            if not self.fixed[i]:
-                rows, cols, _, _ = window_around(self.soft[i].shape, row, col, 1)
-                self.soft[i][rows, cols] = 1.0
+            if not fixed[i]:
+                rows, cols, _, _ = window_around(soft[i].shape, row, col, 1)
+                soft[i][rows, cols] = 1.0
         for side in sorted({t.contrast.shape[-1] for t in self._targets}):
-            alike = [t for t in self._targets if t.contrast.shape[-1] == side and not self.fixed[t.sample]]
+            alike = [t for t in self._targets if t.contrast.shape[-1] == side and not fixed[t.sample]]
             for start in range(0, len(alike), CHUNK):
-                self._paste(alike[start : start + CHUNK], side // 2)
+                self._paste(soft, alike[start : start + CHUNK], side // 2)
+        self.now = self.now.replaced(soft)
 
-    def _paste(self, targets: Sequence[_Target], half: int) -> None:
+    def _paste(self, drawn: Mapping[int, SoftMask], targets: Sequence[_Target], half: int) -> None:
         contrast, region = (
             torch.from_numpy(np.stack([getattr(t, name) for t in targets])) for name in ("contrast", "region")
         )
         labels, slopes = labels_and_slopes(self.model, contrast, region)
         for target, label, slope in zip(targets, labels.numpy(), slopes.numpy(), strict=True):
-            soft, tangent = self.soft[target.sample], self.tangents[target.sample]
+            soft, tangent = drawn[target.sample], self.tangents[target.sample]
             rows, cols, r, c = window_around(soft.shape, target.row, target.col, half)
             top, left = half - r, half - c
             inside = slice(top, top + rows.stop - rows.start), slice(left, left + cols.stop - cols.start)
@@ -119,7 +120,7 @@ class DiffusedMasks(PseudoMasks):
 
 
 class LearnedLabels(nn.Module):
-    """Crops `(B, 5, h, w)` of `DiffusedMasks.maps` -> labels `(B, 1, h, w)`: `y + sum_k (t_k - t0_k) dy/dt_k`.
+    """Crops `(B, 5, h, w)` of `DiffusedLabels.maps` -> labels `(B, 1, h, w)`: `y + sum_k (t_k - t0_k) dy/dt_k`.
 
     t0 are the numbers that the maps were drawn with: value and derivative are exact while the labels are fresh, and of
     first order during the few outer steps until they are redrawn (`settle`). Optimizer and hypergradients see the

@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.segmentation import slic
 
-from istd.data.points import Points
+from istd.data.dataset import Sample
 from istd.labels.crf import DenseCRF
 from istd.labels.initial import INITIAL_MASKS, Image, InitialMask, Mask, window_around
 
@@ -45,8 +44,9 @@ class MonteCarloClustering:
 
     released_crf: ClassVar[DenseCRF] = DenseCRF(bilateral=(32, 13, 10), smoothness=(3, 3), iterations=1)
 
-    def __call__(self, image: Image, points: Points) -> InitialMask:
-        """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns."""
+    def __call__(self, sample: Sample) -> InitialMask:
+        """Draw the mask of one image."""
+        image, points = sample.image, sample.points
         mask, hit = np.zeros(image.shape, dtype=bool), np.zeros((self.repeats, *image.shape), dtype=bool)
         windows = [(window_around(image.shape, row, col, self.half), (row, col)) for row, col in points.tolist()]
         for (rows, cols, r, c), place in windows:
@@ -59,6 +59,8 @@ class MonteCarloClustering:
 
     def _parts(self, window: Image, row: int, col: int, rng: np.random.Generator) -> Mask:
         """`(repeats, h, w)`: which pixels share the superpixel of a place, copy by copy."""
+        from skimage.segmentation import slic  # half a second that no other rule needs
+
         found = []
         for _ in range(self.repeats):
             # As a colour image: SLIC then measures lightness from 0 to 100, to which the published compactness belongs.

@@ -20,10 +20,10 @@ from scipy import ndimage
 from skimage.filters import rank
 from skimage.segmentation import slic
 
-from istd.data.points import Points
+from istd.data.dataset import Sample
 from istd.labels.contrast_limited import Grey, equalise
 from istd.labels.crf import DenseCRF
-from istd.labels.initial import INITIAL_MASKS, Image, InitialMask, Mask
+from istd.labels.initial import INITIAL_MASKS, InitialMask, Mask
 
 Map = NDArray[np.float32]
 MARGIN = 4  # px around the box
@@ -74,8 +74,9 @@ class ReleasedDiffusion:
     released_crf: ClassVar[DenseCRF] = DenseCRF(bilateral=(8, 10, 110), iterations=5)
     takes_areas: ClassVar[bool] = True
 
-    def __call__(self, image: Image, points: Points, areas: NDArray[Any] | None = None) -> InitialMask:
-        """Draw the mask of one image: `(H, W)` float32 in [0, 1], `(n, 2)` rows and columns, `(n,)` true areas."""
+    def __call__(self, sample: Sample, areas: NDArray[Any] | None = None) -> InitialMask:
+        """Draw the mask of one image, from the `(n,)` true areas of its targets, where they are given."""
+        image, points = sample.image, sample.points
         levels = equalise(eight_bits(np.rint(255 * image) / np.float32(255)), clip=1.0, tiles=4)
         grey = levels.astype(np.float32) / np.float32(255)
         kinds = [SPOT] * len(points)

@@ -7,7 +7,28 @@ the row that every cleverer method must beat in the same budget.
 Validation, too, is by true masks.
 """
 
-from istd.methods.registry import METHODS, Method
+from dataclasses import dataclass, field
 
-METHODS.register("plain", Method("the start masks, kept fixed: no teacher, no evolution, no weights", about=__doc__))
-METHODS.register("full", Method("true masks: the supervised ceiling", truth=True, about=__doc__))
+from istd.labels import StartMasks
+from istd.methods.base import METHODS, Context, Method, Parts
+from istd.objectives import Segmentation
+from istd.settings import Settings
+
+
+@dataclass(frozen=True)
+class Full(Settings):
+    """Settings of training on true masks."""
+
+    labels: StartMasks = field(default_factory=lambda: StartMasks(train="true", validation="true"))
+
+
+def build(context: Context, settings: Settings) -> Parts:
+    """A student on its start masks."""
+    labels = settings.labels.draw(context.samples, context.training, context.validation, admit_all=True)
+    return Parts(context.student, Segmentation(settings.loss), labels, labels.hard)
+
+
+METHODS.register(
+    "plain", Method("the start masks, kept fixed: no teacher, no evolution, no weights", Settings, build, __doc__)
+)
+METHODS.register("full", Method("true masks: the supervised ceiling", Full, build, __doc__, fixed=("labels",)))

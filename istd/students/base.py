@@ -37,7 +37,7 @@ class Student(nn.Module, ABC):
 
     Attributes:
         stages: what `encode` returns, in order.
-        in_channels: channels of the input image. Images of this field have one; where it is 3, they are repeated.
+        in_channels: channels of the input image; images of this field have one, which is repeated (`Normalisation`).
         outputs: the maps that training supervises; the first is the one used at test.
         contiguous_training: whether it trains faster in contiguous order than in channels-last, in float32 on a CPU
             (`istd.students.memory`).
@@ -64,28 +64,11 @@ class Student(nn.Module, ABC):
         """
         return (self.decode(features),)
 
+    @property
+    def student(self) -> "Student":
+        """The network that is deployed: itself. A teacher answers with the student inside it."""
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in_channels, H, W) -> (B, 1, H, W)` logits; H and W divisible by the largest stride of `stages`."""
         return self.decode(self.encode(x))
-
-
-def repeat_channels(image: Tensor, network: object) -> Tensor:
-    """Give a network the input channels that it declares.
-
-    Args:
-        image: `(B, c, H, W)`; one channel is repeated, as many as the network has are passed on.
-        network: a `Student`; what declares no `in_channels` takes 3.
-
-    Returns:
-        `(B, in_channels, H, W)`, a view of `image`.
-
-    Raises:
-        ValueError: for another number of channels.
-    """
-    wanted = getattr(network, "in_channels", Student.in_channels)
-    if image.shape[1] not in (1, wanted):
-        raise ValueError(
-            f"`image` has {image.shape[1]} channels, and {type(network).__name__} takes {wanted}: give one or {wanted} "
-            "(`channels='repeat'` of the normalisation gives one)."
-        )
-    return image.expand(-1, wanted, -1, -1)

@@ -1,6 +1,6 @@
 """GGL-Net: gradient-guided learning network (Zhao et al., IEEE GRSL 2023).
 
-The encoder of ALCL-Net with squeeze-and-excitation, which is told at every stage where the image has edges: the
+The encoder of ALCL-Net with squeeze-and-excitation, which receives at every stage where the image has edges: the
 gradient magnitude of the input, brought to the stage's size by maxima, is embedded and joined to its features (gradient
 supplementary module). In the decoder the coarse map guides the fine one by channels and the fine one guides the coarse
 one by pixels (two-way guidance fusion). Every layer is the published one (PAL, 2025), in the published order; only the

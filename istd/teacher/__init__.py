@@ -9,11 +9,13 @@ from istd.teacher.semantic_head import SemanticHead, bright_spots, clutter_weigh
 from istd.teacher.spatial_features import SpatialFeatures
 from istd.teacher.spatial_scam import SpatialSCAM
 from istd.teacher.vfm import load_vfm, vfm_names
+from istd.teacher.vision import VFM, Vision
 from istd.teacher.weights import VFMWeightsError
 
 __all__ = [
     "SAMF",
     "SCAM",
+    "VFM",
     "FrozenVFM",
     "Outputs",
     "SemanticHead",
@@ -21,6 +23,7 @@ __all__ = [
     "SpatialSCAM",
     "Teacher",
     "VFMWeightsError",
+    "Vision",
     "bright_spots",
     "cached_tokens",
     "clutter_weights",

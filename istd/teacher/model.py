@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from istd.students import repeat_channels
 from istd.teacher.samf import SAMF
 from istd.teacher.scam import SCAM
 from istd.teacher.spatial_scam import SpatialSCAM
@@ -55,13 +54,13 @@ class Teacher(nn.Module):
                 self.statistics.register_buffer(self._names[name], buffer.clone())
 
     def forward(self, image: Tensor, tokens: Tensor) -> Outputs:
-        """`(B, 1, H, W)` normalised images and tokens as the adapter takes them -> logits of student and teacher."""
-        features = self.student.encode(repeat_channels(image, self.student))
+        """`(B, C, H, W)` normalised images and tokens as the adapter takes them -> logits of student and teacher."""
+        features = self.student.encode(image)
         return Outputs(self.student.decode(features), self.decode(features, tokens))
 
     def teach(self, image: Tensor, tokens: Tensor) -> Tensor:
         """The teacher's logits alone: `forward` without the student's pass."""
-        return self.decode(self.student.encode(repeat_channels(image, self.student)), tokens)
+        return self.decode(self.student.encode(image), tokens)
 
     def decode(self, features: list[Tensor], tokens: Tensor) -> Tensor:
         """The teacher's logits from encoder features."""

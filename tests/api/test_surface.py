@@ -6,7 +6,7 @@ import pytest
 
 from tests.api.surface import COMMAND, FOLDER, surface
 
-PACKAGES = ["bilevel"]
+PACKAGES = ["bilevel", "istd"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

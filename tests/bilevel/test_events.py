@@ -114,6 +114,7 @@ def test_sigterm_ends_the_run_between_two_steps_as_an_interrupt_does(tmp_path, t
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_a_process_that_gets_sigterm_saves_and_exits(tmp_path):
     """In a process of its own: the code of the exit, and a run that resumes exactly."""
     code = (

@@ -243,6 +243,7 @@ def test_the_online_reweighting_step_is_one_unrolled_step_from_weight_zero():
 # --- penalties -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_f2sa_error_falls_as_one_over_the_penalty():
     case = quadratic(condition=3.0)
     errors = []
@@ -286,6 +287,7 @@ def test_bome_equals_its_formula_and_its_step_shrinks_the_gap():
     assert hypergradient(problem, w, a, batches[:1], None, BOME(bilevel.sgd(0.3))).inner is None
 
 
+@pytest.mark.slow
 def test_meso_approaches_the_closed_form_as_the_penalty_grows():
     case = quadratic(condition=3.0)
     errors = []

@@ -401,6 +401,7 @@ def test_schedule():
         Schedule(every=0)
 
 
+@pytest.mark.slow
 def test_importing_bilevel_is_quick_and_pulls_in_no_plugin():
     import subprocess
     import sys

@@ -6,14 +6,11 @@ into a message; anything else is a finding. Files that are accepted must mean wh
 being written and read, a changed file is never read as the old one.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import math
 import os
-from dataclasses import fields
-from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -22,19 +19,18 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from bilevel.checkpoint import load_checkpoint, save_checkpoint
-from istd.cli import parser
-from istd.config import CHOICES, RANGES, Config
-from istd.data.crops import Normalisation
-from istd.export import load_student, save_student
-from istd.flags import config_from
-from istd.folder import read_json
-from istd.schema import as_json, plain_type
+from istd.cli.flags import COMMON
+from istd.data.normalisation import Normalisation
+from istd.files import as_json, read_json
+from istd.inference.export import load_student, save_student
+from istd.methods import METHODS
+from istd.schema import settings_of
 from istd.students import create_student
 from istd.teacher.vfm import VFMWeightsError, load_vfm
+from tests.istd.tiny import of_command
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
-HINTS = get_type_hints(Config)
-NAMES = [f.name for f in fields(Config)]
+NAMES = sorted({path for method in METHODS for path in settings_of(METHODS[method].settings)})
 NUMBERS = [0, 1, -1, 3, 32, 2**31, 2**63, -(2**70), 0.5, -0.0, 1e-300, 1e308, math.inf, -math.inf, math.nan]
 TEXTS = ["", "3", "0.1", "true", "false", "null", "inf", "nan", "plain", "alcl", "-1", "1e3", "\x00", "a" * 5000, "é"]
 WILD = [None, True, False, *NUMBERS, *TEXTS, [], [1], {}, {"a": 1}, [[[]]]]
@@ -52,13 +48,14 @@ def outcome(call, *errors):
         return None, str(error)
 
 
-def sound(config):
+def sound(settings):
     """Every number lies in its range, every name among its choices, every type is its own."""
-    for name in NAMES:
-        value, (kind, optional) = getattr(config, name), plain_type(HINTS[name])
-        assert (optional and value is None) or type(value) is kind, (name, value)
-        assert value is None or name not in RANGES or value in RANGES[name], (name, value)
-        assert name not in CHOICES or value in CHOICES[name], (name, value)
+    known = settings_of(type(settings))
+    for path, value in settings.flat().items():
+        kind, optional, limits, choices, _ = known[path]
+        assert (optional and value is None) or type(value) is kind, (path, value)
+        assert value is None or limits is None or value in limits, (path, value)
+        assert choices is None or value in choices, (path, value)
 
 
 def mutated(rng, content):
@@ -79,12 +76,7 @@ def mutated(rng, content):
     return bytes(data)
 
 
-@pytest.fixture(scope="module")
-def command():
-    return parser()
-
-
-def test_configurations_from_files(command, tmp_path):
+def test_configurations_from_files(tmp_path):
     path = tmp_path / "c.json"
     for case in cases(300):
         rng = np.random.default_rng((1, case))
@@ -93,25 +85,27 @@ def test_configurations_from_files(command, tmp_path):
         }
         text = json.dumps(content).encode()
         path.write_bytes(mutated(rng, text) if rng.uniform() < 0.3 else text)
-        args = command.parse_args(["train", "--config", str(path)])
-        found, message = outcome(lambda args=args: config_from(args), ValueError)
+        found, message = outcome(lambda: of_command("--config", str(path)), ValueError)
         if message is not None:
             assert message, case
             continue
         sound(found)
         path.write_text(as_json(found.as_dict()))
-        assert config_from(command.parse_args(["train", "--config", str(path)])) == found, case
+        assert of_command("--config", str(path)) == found, case
 
 
-def test_flags(command):
+@pytest.mark.slow
+def test_flags():
     texts = [*map(str, NUMBERS), *TEXTS, "1e400", "0x10", "1_000", "٣", "1j", "--lr", "1,5"]
     for case in cases(150):
         rng = np.random.default_rng((2, case))
-        words = ["train"]
+        words = []
         for _ in range(int(rng.integers(1, 4))):
-            words += ["--" + NAMES[rng.integers(len(NAMES))].replace("_", "-"), texts[rng.integers(len(texts))]]
-        with contextlib.redirect_stderr(io.StringIO()):
-            found, message = outcome(lambda w=words: config_from(command.parse_args(w)), ValueError, SystemExit)
+            group, _, last = NAMES[rng.integers(len(NAMES))].rpartition(".")
+            flag = last if group in (*COMMON, "") else f"{group}.{last}"
+            words += ["--" + flag.replace("_", "-"), texts[rng.integers(len(texts))]]
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            found, message = outcome(lambda w=words: of_command(*w), ValueError, SystemExit)
         if found is not None:
             sound(found)
         else:
@@ -165,6 +159,7 @@ def test_checkpoints(tmp_path):
         assert torch.equal(found["parts"]["inner"]["w"], state["parts"]["inner"]["w"]), case
 
 
+@pytest.mark.slow
 def test_weight_files(tmp_path):
     path = tmp_path / "vit.safetensors"
     name = "test_vit"
@@ -196,8 +191,6 @@ def test_metrics_files(tmp_path):
         assert isinstance(found, dict) or str(path) in message, case
 
 
-def test_a_case_is_a_namespace_of_plain_values(command):
-    """The fuzz of flags must reach the configuration: a sound command line is accepted."""
-    args = command.parse_args(["train", "--lr", "0.5", "--epochs", "7"])
-    assert isinstance(args, argparse.Namespace)
-    assert config_from(args).epochs == 7
+def test_a_case_reaches_the_settings():
+    """The fuzz of flags must reach the settings: a sound command line is accepted."""
+    assert of_command("--lr", "0.5", "--epochs", "7").schedule.epochs == 7

@@ -10,18 +10,28 @@ import torch
 from skimage.segmentation import slic
 from skimage.util import random_noise
 
-from istd.config import PRESETS, configure
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.experiment import Experiment
-from istd.export import load_student
-from istd.hooks import LabelUpdates
-from istd.labels import INITIAL_MASKS, DenseCRF, LabelEvolution, MonteCarloClustering, PseudoMasks, with_crf
+from istd.inference.export import load_student
+from istd.labels import (
+    INITIAL_MASKS,
+    DenseCRF,
+    LabelEvolution,
+    Labels,
+    LabelUpdates,
+    MonteCarloClustering,
+    PseudoMasks,
+    UpdateSchedule,
+    with_crf,
+)
 from istd.losses import edge_ohem, soft_focal
 from istd.metrics import HolisticScore, evaluate_masks
-from istd.run import run
-from istd.students import create_student
+from istd.runs.run import run
+from istd.students import create_student, inference_form
 from istd.teacher import SAMF
 from istd.teacher.samf import FusionBlock
+from istd.training.experiment import Experiment
+from istd.training.presets import configure
+from tests.istd.tiny import mask_of, settings
 
 pytestmark = pytest.mark.slow
 
@@ -57,15 +67,7 @@ def test_soft_focal_by_hand():
 
 
 def published(name):
-    settings = configure("paper", name)
-    return LabelEvolution(
-        cap=settings.evolve_cap,
-        decay=settings.evolve_decay,
-        anchors=settings.anchors,
-        relative=settings.evolve_relative,
-        rule=settings.evolve_rule,
-        stored=settings.evolve_stored,
-    )
+    return configure("paper", name).evolution
 
 
 @pytest.mark.parametrize(("name", "averaged", "faded"), [("lesps", 53, 153), ("pal", 54, 148)])
@@ -87,32 +89,32 @@ def test_label_rules_by_hand(name, averaged, faded):
 
 def test_methods_bring_their_constants_and_flags_win():
     pal = configure("cpu", "pal")
-    assert (pal.initial, pal.loss, pal.alarms, pal.evolve_every) == ("canny", "edge-ohem", 5.0, 5)
-    assert pal.epochs == PRESETS["cpu"].epochs  # the same budget
+    assert (pal.labels.rule, pal.loss, pal.admission.max_false_components) == ("canny", "edge-ohem", 5.0)
+    assert pal.updates.every == 5  # its source's, not the preset's
+    assert pal.schedule.epochs == configure("cpu").schedule.epochs == 140  # the same budget
     assert configure("cpu", "pal", loss="bce").loss == "bce"
-    assert configure("cpu") == PRESETS["cpu"]
     with pytest.raises(ValueError, match="Unknown method 'pall'"):
         configure("cpu", "pall")
 
 
 def test_points_alone_start_with_the_points():
     points = np.array([[3, 4], [10, 2]])
-    mask = INITIAL_MASKS["points"](np.zeros((16, 16), dtype=np.float32), points).mask
+    mask = mask_of(INITIAL_MASKS["points"], np.zeros((16, 16), dtype=np.float32), points).mask
     assert sorted(map(tuple, np.argwhere(mask).tolist())) == [(3, 4), (10, 2)]
-    empty = INITIAL_MASKS["points"](np.zeros((16, 16), dtype=np.float32), np.zeros((0, 2), dtype=np.int64))
+    empty = mask_of(INITIAL_MASKS["points"], np.zeros((16, 16), dtype=np.float32), np.zeros((0, 2), dtype=np.int64))
     assert not empty.mask.any()
 
 
 def test_monte_carlo_superpixels_find_bright_targets_and_repeat():
     scenes = synthetic_dataset(6, 1, 1, SceneConfig(size=96)).train
     rule = MonteCarloClustering(repeats=20)
-    masks = [rule(s.image, s.points).mask for s in scenes]
+    masks = [rule(s).mask for s in scenes]
     found = evaluate_masks([(m, s.truth()) for m, s in zip(masks, scenes, strict=True)])
-    square = evaluate_masks([(INITIAL_MASKS["square"](s.image, s.points).mask, s.truth()) for s in scenes])
+    square = evaluate_masks([(INITIAL_MASKS["square"](s).mask, s.truth()) for s in scenes])
     assert found["nIoU"] > 0.25
     assert found["Pd"] > 0.5
     assert square["IoU"] > 0  # the comparison exists
-    assert np.array_equal(masks[0], rule(scenes[0].image, scenes[0].points).mask)
+    assert np.array_equal(masks[0], rule(scenes[0]).mask)
 
 
 def test_salt_hits_each_channel_alone():
@@ -162,12 +164,14 @@ def test_monte_carlo_is_the_published_rule_for_one_target_for_two_that_overlap_a
     for row, col in ((12, 14), (18, 22), (1, 46)):
         image[max(row - 1, 0) : row + 2, max(col - 2, 0) : col + 3] = 0.9
     rule = MonteCarloClustering(repeats=8)
-    alone = rule(image, np.array([[18, 22]])).mask
+    alone = mask_of(rule, image, np.array([[18, 22]])).mask
     for points in ([[18, 22]], [[12, 14], [18, 22]], [[18, 22], [12, 14]], [[1, 46], [39, 0]]):
-        assert np.array_equal(rule(image, np.array(points)).mask, published_mclc(image, np.array(points), rule)), points
+        assert np.array_equal(
+            mask_of(rule, image, np.array(points)).mask, published_mclc(image, np.array(points), rule)
+        ), points
     assert alone[17:20, 20:25].all()
     assert alone.sum() < 40
-    assert not rule(image, np.zeros((0, 2), dtype=np.int64)).mask.any()
+    assert not mask_of(rule, image, np.zeros((0, 2), dtype=np.int64)).mask.any()
 
 
 def test_only_rules_whose_source_has_a_crf_take_one():
@@ -200,9 +204,9 @@ def test_start_masks_with_a_crf():
     scenes = synthetic_dataset(6, 1, 1, SceneConfig(size=64)).train
     for name in ("monte-carlo", "diffusion"):
         rule = with_crf(INITIAL_MASKS[name])
-        found = evaluate_masks([(rule(s.image, s.points).mask, s.truth()) for s in scenes])
+        found = evaluate_masks([(rule(s).mask, s.truth()) for s in scenes])
         assert found["IoU"] > 0.3
-        assert not rule(scenes[0].image, np.zeros((0, 2), dtype=np.int64)).mask.any()
+        assert not mask_of(rule, scenes[0].image, np.zeros((0, 2), dtype=np.int64)).mask.any()
 
 
 @pytest.mark.parametrize("method", ["diffuse-to-detect", "lesps", "pal", "mclc"])
@@ -214,15 +218,15 @@ def test_baselines_train_from_points(method):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     experiment = Experiment(
-        configure("smoke", method, **SMALL, evolve_from=0.2, bilevel_every=2), hidden, progress=False
+        settings("smoke", method, **SMALL, updates__start=0.2, outer__every=2), hidden, progress=False
     )
     experiment.fit()
     torch.set_num_threads(before)
-    assert experiment.vfm is None
+    assert experiment.parts.vision is None
     assert all(math.isfinite(entry["inner_loss"]) for entry in experiment.trainer.history)
-    assert experiment.selection.best["score"] >= 0
+    assert experiment.best.best["score"] >= 0
     assert any("label_change" in entry for entry in experiment.trainer.history) == (method != "mclc")
-    learned = [p for p in experiment.weights.parameters() if p.abs().sum() > 0]
+    learned = [p for p in experiment.parts.weights.parameters() if p.abs().sum() > 0]
     assert bool(learned) == (method == "diffuse-to-detect")
 
 
@@ -232,26 +236,28 @@ def test_baselines_train_from_points(method):
 def test_labels_evolve_when_their_source_lets_them(method, epochs):
     """Of 300 epochs (LESPS: from an eighth, PAL: from a fifth, both to the end; ours: from a fifth to four fifths)."""
     scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
-    changes = {**SMALL, "epochs": 300, "vfm": "vit_tiny_patch16_224", "vfm_random": True, "vfm_size": 64}
-    experiment = Experiment(configure("paper", method, **changes), scenes, progress=False)
+    changes = {**SMALL, "epochs": 300, "vfm__name": "vit_tiny_patch16_224", "vfm__random": True, "vfm__size": 64}
+    experiment = Experiment(settings("paper", method, **changes), scenes, progress=False)
     (updates,) = (hook for hook in experiment.trainer.callbacks if isinstance(hook, LabelUpdates))
-    assert (updates.start, updates.stop) == epochs
-    assert updates.admit_until == 240
-    assert updates.every == 5
+    schedule = updates.schedule
+    assert (schedule.first, schedule.last) == epochs
+    assert schedule.admit_until == 240
+    assert schedule.every == 5
 
 
 def test_admission_ends_while_labels_go_on():
     """Epochs 2, 4, 6 of 6, admission until 4: the tolerance is 0.2 at 2 and 1 at 4, and at 6 nobody enters any more."""
     scenes = synthetic_dataset(3, 1, 1, SceneConfig(size=64, targets=(1, 1)))
-    labels = PseudoMasks(scenes.train, INITIAL_MASKS["points"])
-    labels.admitted[1:] = False
+    masks = PseudoMasks.draw(scenes.train, INITIAL_MASKS["points"])
+    labels = Labels(replace(masks, admitted=np.array([True, False, False])))
     asked, nothing = [], np.zeros((64, 64), dtype=np.float32)
 
     class Admission:
         def __call__(self, prediction, points, progress):
             asked.append(progress)
 
-    updates = LabelUpdates(labels, lambda i: nothing, LabelEvolution(relative=False), Admission(), 2, 2, 6, 4)
+    schedule = UpdateSchedule(2, 2, 6, 4, (2, 4))
+    updates = LabelUpdates(labels, lambda i: nothing, LabelEvolution(relative=False), Admission(), schedule)
     for epoch in range(1, 8):
         updates.on_epoch_end(None, epoch, {})
     assert asked == [0.0, 0.0, 1.0, 1.0]
@@ -259,9 +265,9 @@ def test_admission_ends_while_labels_go_on():
 
 def test_soft_labels_reach_the_loss_as_they_are():
     scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
-    experiment = Experiment(configure("smoke", "lesps", **SMALL), scenes, progress=False)
-    for soft in experiment.labels.soft:
-        soft[:] = 0.3
+    experiment = Experiment(settings("smoke", "lesps", **SMALL), scenes, progress=False)
+    labels = experiment.parts.labels
+    labels.now = labels.now.replaced({i: np.full_like(m, 0.3) for i, m in enumerate(labels.now.soft)})
     batch = next(iter(experiment.trainer.inner_batches))
     assert torch.allclose(batch.target, torch.full_like(batch.target, 0.3))
 
@@ -274,8 +280,8 @@ def features_and_tokens(side=3):
 def test_samf_starts_as_the_identity_and_learns_in_all_its_parts():
     features, tokens = features_and_tokens()
     module = SAMF(8, 5, (4, 6))
-    assert module.depths == [1, 3, 5, 7]
-    assert SAMF(12, 5, (4, 6)).depths == [2, 5, 8, 11]
+    assert module.chosen == [1, 3, 5, 7]
+    assert SAMF(12, 5, (4, 6)).chosen == [2, 5, 8, 11]
     assert all(torch.equal(a, b) for a, b in zip(features, module(features, tokens), strict=True))
     for p in module.parameters():
         p.data.normal_(std=0.3)
@@ -320,22 +326,21 @@ def test_samf_names_what_does_not_fit():
 @pytest.mark.parametrize("labels", ["pseudo", "true"])
 def test_fdep_trains_both_branches_and_deploys_the_light_one(labels, tmp_path):
     scenes = synthetic_dataset(8, 4, 2, SceneConfig(size=64))
-    config = configure("smoke", "fdep", **SMALL | {"epochs": 2}, train_labels=labels)
+    config = settings("smoke", "fdep", **SMALL | {"epochs": 2}, labels__train=labels)
     metrics = run(config, scenes, tmp_path, progress=False)
     assert metrics["train_labels"] == labels
     assert (metrics["pseudo_masks"]["initial"]["IoU"] == 1.0) is (labels == "true")
     assert metrics["pseudo_masks"]["initial"] == metrics["pseudo_masks"]["final"]
     assert metrics["teacher"] is not None
     light = load_student(tmp_path / "student.safetensors")
-    assert sum(p.numel() for p in light.student.parameters()) == sum(
-        p.numel() for p in create_student("mlcl", 0.25).parameters()
-    )
+    bare = inference_form(create_student("mlcl", 0.25))
+    assert sum(p.numel() for p in light.student.parameters()) == sum(p.numel() for p in bare.parameters())
 
 
 def test_samf_refuses_tokens_that_do_not_align():
     scenes = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
-    with pytest.raises(ValueError, match="`vfm_view` must be 'crop'"):
-        Experiment(configure("smoke", "fdep", **SMALL, vfm_view="image"), scenes, progress=False)
+    with pytest.raises(ValueError, match=r"`vfm\.view` must be 'crop' or 'aligned'"):
+        Experiment(settings("smoke", "fdep", **SMALL, vfm__view="image"), scenes, progress=False)
 
 
 def test_the_holistic_score_by_hand():

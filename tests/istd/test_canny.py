@@ -7,6 +7,7 @@ from istd.labels import CannyContour
 from istd.labels.canny import canny_edges, smoothed
 from istd.metrics import evaluate_masks
 from istd.regions import polygon_area
+from tests.istd.tiny import mask_of
 
 
 def picture(text):
@@ -20,7 +21,7 @@ def on_grey(patch, top, left, size=32, background=50):
 
 
 def drawn(image, *points):
-    return CannyContour()((image / 255).astype(np.float32), np.array(points))
+    return mask_of(CannyContour(), (image / 255).astype(np.float32), np.array(points))
 
 
 def square(side, level=150):
@@ -133,7 +134,7 @@ def test_the_window_has_half_pixels_before_the_point_and_one_less_after():
     """Rows r - 5 to r + 4 of a square in rows 14 to 18: what the window cuts is the same for r and 33 - r."""
     rule = CannyContour(half=5)
     image = (square(5) / 255).astype(np.float32)
-    found = [int(rule(image, np.array([[row, 16]])).mask.sum()) for row in range(14, 20)]
+    found = [int(mask_of(rule, image, np.array([[row, 16]])).mask.sum()) for row in range(14, 20)]
     assert found == [45, 53, 55, 55, 53, 45]
 
 
@@ -149,7 +150,7 @@ def test_no_points_and_points_that_share_a_target():
 @pytest.mark.data
 def test_the_released_masks_of_sirst(sirst):
     """What the released code gives on the 171 training images: 104 of them enter the first pool."""
-    drawn = [(CannyContour()(s.image, s.points), s.truth()) for s in sirst.train]
+    drawn = [(CannyContour()(s), s.truth()) for s in sirst.train]
     found = evaluate_masks([(d.mask, truth) for d, truth in drawn])
     assert found["IoU"] == pytest.approx(0.28172873, abs=1e-8)
     assert found["nIoU"] == pytest.approx(0.43605107, abs=1e-8)

@@ -2,9 +2,10 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,59 +14,97 @@ from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from bilevel import TrainingDiverged
-from istd.cli import main, parser
-from istd.commands.ablate import QUESTIONS, ROWS, THIN, rows_of, thinned
-from istd.config import PRESETS, Config, configure, shortened
-from istd.data.crops import Normalisation
+from istd.cli import main
+from istd.cli.ablate import QUESTIONS, ROWS, THIN, rows_of, thinned
+from istd.cli.flags import CHOSEN, COMMON
+from istd.cli.main import parse
 from istd.data.layouts import load_samples
+from istd.data.normalisation import Normalisation
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.data.sensor import SensorRange
-from istd.experiment import Experiment
-from istd.export import save_student
-from istd.flags import config_from, descriptions, given_flags
-from istd.grid import run_grid
+from istd.inference.export import save_student
+from istd.methods import METHODS
 from istd.metrics import OperatingCurve, evaluate_masks
 from istd.regions import find_regions
+from istd.runs.grid import run_grid
+from istd.schema import settings_of
 from istd.students import STUDENTS, create_student
 from istd.threads import use_threads
+from istd.training.experiment import Experiment
+from istd.training.presets import alike, configure
+from tests.istd.tiny import of_command
 
 pytestmark = pytest.mark.slow
 
 
-def config(*flags):
-    return config_from(parser().parse_args(["train", *flags]))
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_setting_has_a_flag_with_help(method, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--method", method, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for path in settings_of(METHODS[method].settings):
+        group, _, last = path.rpartition(".")
+        flag = f"--{last}" if group in COMMON else f"--{path}"
+        assert path in CHOSEN or flag.replace("_", "-") in shown, path
+    assert "--preset" in shown
 
 
-def test_every_field_has_a_flag_with_help():
-    assert descriptions().keys() == {f.name for f in fields(Config)}
-    given = config("--lr", "0.5", "--clusters", "7", "--no-cosine", "--variant", "published", "--evolve-cap", "inf")
-    assert given == replace(
-        PRESETS["smoke"], lr=0.5, clusters=7, cosine=False, variant="published", evolve_cap=float("inf")
-    )
+def test_flags_reach_their_settings():
+    flags = "--lr 0.5 --clusters.count 7 --no-cosine --outer.hypergradient rank-one-published --evolution.cap inf"
+    changes = {"lr": 0.5, "clusters.count": 7, "cosine": False, "evolution.cap": math.inf}
+    changes["outer.hypergradient"] = "rank-one-published"
+    assert of_command(*flags.split()) == configure("smoke", None, changes)
+    assert of_command("--vfm.weights", "x.pth").vfm.random is False  # naming weights asks for trained ones
+    assert of_command("--vfm.weights", "None", "--clusters.count", "None").clusters.count is None
 
 
-def test_given_flags_say_the_same_configuration_again(tmp_path):
-    (tmp_path / "c.json").write_text('{"lr": 0.25}')
-    flags = ["--preset", "cpu", "--config", str(tmp_path / "c.json"), "--no-cosine", "--vfm-random", "--epochs", "3"]
-    args = parser().parse_args(["train", *flags, "--evolve-cap", "inf", "--outer-labels", "points"])
-    again = given_flags(args)
-    assert config(*again) == config_from(args)
-    assert again[:4] == flags[:4]
-    assert len(again) == len(flags) + 4
-    assert given_flags(parser().parse_args(["train"])) == []
+def test_flags_of_earlier_releases_are_understood_with_a_note(capsys):
+    old = of_command("--evolve-every", "3", "--vfm-random", "--averaging", "0.5", "--no-evolve-relative")
+    assert (old.updates.every, old.vfm.random, old.optimisation.ema_decay) == (3, True, 0.5)
+    assert old.evolution.relative is False
+    notes = capsys.readouterr().err
+    assert "note: --evolve-every is called --updates.every now" in notes
+    assert "note: --averaging is called --ema-decay now" in notes
+    assert "note: --no-evolve-relative is called --evolution.no-relative now" in notes
 
 
 def test_flags_override_a_file_which_overrides_the_preset(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"preset": "cpu", "lr": 0.25, "epochs": 9}))
-    assert config("--config", str(tmp_path / "c.json"), "--epochs", "3") == replace(
-        shortened(PRESETS["cpu"], 3), lr=0.25
-    )
+    found = of_command("--config", str(tmp_path / "c.json"), "--epochs", "3")
+    assert found == configure("cpu", None, epochs=3, lr=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.yaml", "method: pal\noptimisation:\n  lr: 1e-3\nevolution:\n  cap: .inf\n"),
+        ("c.toml", 'method = "pal"\noptimisation.lr = 1e-3\n[evolution]\ncap = inf\n'),
+        ("c.json", '{"method": "pal", "optimisation": {"lr": 1e-3}, "evolution": {"cap": "inf"}}'),
+        ("old.json", '{"method": "pal", "lr": 1e-3, "evolve_cap": "inf", "vfm_size": 32}'),
+    ],
+)
+def test_files_of_every_form_say_the_same(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert of_command("--config", str(tmp_path / name)) == configure("smoke", "pal", lr=1e-3)
+
+
+def test_a_setting_of_another_method_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--method", "plain", "--updates.every", "3"])
+    assert "Unrecognized options: --updates.every" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--epoch", "3"])
+    assert "--epochs INT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "x", "--data", "y", "--treshold", "0.5"])
+    assert "did you mean --threshold?" in capsys.readouterr().err
 
 
 def test_a_named_vfm_is_meant_to_be_trained():
-    assert config().vfm_random
-    assert not config("--vfm", "vit_tiny_patch16_224").vfm_random
-    assert config("--vfm", "vit_tiny_patch16_224", "--vfm-random").vfm_random
+    assert of_command().vfm.random
+    assert not of_command("--vfm.name", "vit_tiny_patch16_224").vfm.random
+    assert of_command("--vfm.name", "vit_tiny_patch16_224", "--vfm.random").vfm.random
 
 
 @pytest.mark.parametrize(
@@ -73,7 +112,6 @@ def test_a_named_vfm_is_meant_to_be_trained():
     [
         ("{", "is not JSON"),
         ("[1]", "must hold an object"),
-        ('{"epoch": 3}', "unknown field 'epoch'; did you mean 'epochs'?"),
     ],
 )
 def test_bad_config_files_are_named(content, message, tmp_path, capsys):
@@ -147,7 +185,7 @@ def test_detections_are_the_components_of_the_masks_that_are_written(folder, tmp
         def __call__(self, image):
             return image
 
-    monkeypatch.setattr("istd.commands.common.load_student", lambda path, device: Echo())
+    monkeypatch.setattr("istd.cli.common.load_student", lambda path, device: Echo())
     flags = ["detect", "any", "--images", str(folder), "--out", str(tmp_path / "out"), "--quiet", "--threshold", "0.7"]
     assert main(flags) == 0
     samples = load_samples(folder)
@@ -188,7 +226,7 @@ def test_an_interrupted_command_says_what_it_leaves(folder, tmp_path, capsys, mo
     def interrupt(path, mask):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("istd.commands.masks.write_mask", interrupt)
+    monkeypatch.setattr("istd.cli.masks.write_mask", interrupt)
     assert main(["masks", "--data", str(folder), "--out", str(tmp_path / "out"), "--quiet"]) == 130
     assert f"the masks written so far are in {tmp_path / 'out'}" in capsys.readouterr().err
 
@@ -247,17 +285,21 @@ def test_lists_are_readable_by_people_and_programs(capsys):
 def test_no_command_prints_the_choices(capsys):
     with pytest.raises(SystemExit):
         main([])
-    assert "train" in capsys.readouterr().err
+    assert "train a student from points" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["trian"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
 
 
 ABLATION = ["ablate", "--preset", "smoke", "--student", "mlcl", "--width", "0.25", "--crop", "32", "--epochs", "2"]
-ABLATION += ["--bilevel-every", "1", "--bilevel-steps", "1", "--evaluate-every", "1", "--evolve-every", "1"]
-ABLATION += ["--vfm-size", "32", "--threads", "1", "--quiet"]
+ABLATION += ["--outer.every", "1", "--outer.steps", "1", "--evaluate-every", "1", "--updates.every", "1"]
+ABLATION += ["--vfm.size", "32", "--threads", "1", "--quiet"]
 
 
 def test_an_ablation_is_one_table_and_resumes_cell_by_cell(tmp_path, capsys, monkeypatch):
     data = synthetic_dataset(8, 4, 3, SceneConfig(size=64))
-    monkeypatch.setattr("istd.commands.ablate.dataset_of", lambda args: data)
+    monkeypatch.setattr("istd.cli.ablate.dataset_of", lambda args: data)
     flags = [*ABLATION, "--method", "no-vfm", "--out", str(tmp_path), "--seeds", "0", "1", "--rows", "plain"]
     assert main(flags) == 0
     first = capsys.readouterr().out
@@ -309,7 +351,7 @@ def test_cells_side_by_side_are_those_one_after_the_other(tmp_path):
 def test_a_run_that_diverges_does_not_stop_the_others(tmp_path, jobs):
     data = synthetic_dataset(4, 2, 1, SceneConfig(size=64))
     config = configure("smoke", "plain", student="mlcl", width=0.25, crop=32, epochs=2, evaluate_every=1)
-    rows = {"wild": replace(config, lr=1e30), "plain": config}
+    rows = {"wild": config.changed(lr=1e30), "plain": config}
     with pytest.raises(TrainingDiverged, match=r"1 of 2 runs diverged(.|\n)*wild, seed 0: .* (not finite|is nan)"):
         run_grid(rows, [0], data, tmp_path, progress=False, jobs=jobs)
     assert (tmp_path / "plain" / "seed0" / "metrics.json").is_file()
@@ -317,14 +359,16 @@ def test_a_run_that_diverges_does_not_stop_the_others(tmp_path, jobs):
 
 
 def test_an_ablation_of_the_cpu_preset_is_thin_unless_told_otherwise(tmp_path):
-    (tmp_path / "c.json").write_text('{"evaluate_every": 7}')
+    (tmp_path / "c.json").write_text('{"schedule": {"evaluate_every": 7}}')
     flags = ["ablate", "--preset", "cpu", "--config", str(tmp_path / "c.json"), "--epochs", "50"]
-    found = thinned(parser().parse_args(flags))
-    assert (found.epochs, found.evaluate_every) == (50, 7)
-    whole = PRESETS["cpu"]
-    assert found.evolve_every == round(50 * whole.evolve_every / whole.epochs)
-    assert thinned(parser().parse_args(["ablate", "--preset", "cpu"])) == shortened(whole, THIN)
-    assert thinned(parser().parse_args(["ablate", "--preset", "paper"])) == configure("paper")
+    found = thinned(parse(flags))
+    assert (found.schedule.epochs, found.schedule.evaluate_every) == (50, 7)
+    whole = configure("cpu")
+    assert found.updates.every == round(50 * whole.updates.every / whole.schedule.epochs)
+    assert thinned(parse(["ablate", "--preset", "cpu"])) == configure("cpu", epochs=THIN)
+    assert thinned(parse(["ablate", "--preset", "paper"])) == configure("paper")
+    with pytest.raises(ValueError, match="must be semantic-priors or a part of it, got 'pal'"):
+        thinned(parse(["ablate", "--method", "pal"]))
 
 
 def test_an_ablation_of_the_cpu_preset_asks_the_first_questions(tmp_path, monkeypatch, capsys):
@@ -334,12 +378,10 @@ def test_an_ablation_of_the_cpu_preset_asks_the_first_questions(tmp_path, monkey
         asked.append(list(rows))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("istd.commands.ablate.run_grid", note_rows)
-    monkeypatch.setattr(
-        "istd.commands.ablate.dataset_of", lambda args: synthetic_dataset(4, 2, 1, SceneConfig(size=64))
-    )
+    monkeypatch.setattr("istd.cli.ablate.run_grid", note_rows)
+    monkeypatch.setattr("istd.cli.ablate.dataset_of", lambda args: synthetic_dataset(4, 2, 1, SceneConfig(size=64)))
     for preset, rows in (("cpu", QUESTIONS), ("paper", list(ROWS))):
-        assert main(["ablate", "--preset", preset, "--vfm", "vit_tiny_patch16_224", "--out", str(tmp_path)]) == 130
+        assert main(["ablate", "--preset", preset, "--vfm.name", "vit_tiny_patch16_224", "--out", str(tmp_path)]) == 130
         assert f"interrupted; what has run is in {tmp_path}" in capsys.readouterr().err
         assert asked[-1] == ["semantic-priors", *rows]
     assert set(QUESTIONS) < set(ROWS)
@@ -347,28 +389,28 @@ def test_an_ablation_of_the_cpu_preset_asks_the_first_questions(tmp_path, monkey
 
 def test_every_row_of_the_ablation_trains(tmp_path):
     data = synthetic_dataset(8, 4, 2, SceneConfig(size=64))
-    base = config_from(parser().parse_args(ABLATION))
+    base = of_command(*ABLATION[1:], command="ablate")
     rows = rows_of(base)
     assert "random VFM" not in rows
-    assert set(rows_of(replace(base, vfm_random=False))) == {"semantic-priors", *ROWS}
+    assert set(rows_of(base.changed(**{"vfm.random": False}))) == {"semantic-priors", *ROWS}
     for name, one in rows.items():
         experiment = Experiment(one, data, progress=False)
         experiment.fit()
-        learned = [p for p in experiment.weights.parameters()]
+        learned = [p for p in experiment.parts.weights.parameters()]
         assert bool(learned) == (one.method in ("semantic-priors", "no-vfm", "no-evolution")), name
-        assert experiment.selection.best["score"] >= 0
+        assert experiment.best.best["score"] >= 0
 
 
 def test_true_validation_masks_stay_as_they_are_and_no_other_is_opened():
     data = synthetic_dataset(8, 4, 2, SceneConfig(size=64))
     hidden = replace(data, train=tuple(replace(s, mask_source=None) for s in data.train))
-    base = config_from(parser().parse_args([*ABLATION, "--validation-labels", "true"]))
+    base = of_command(*ABLATION[1:], "--labels.validation", "true", command="ablate")
     experiment = Experiment(base, hidden, progress=False)
     experiment.fit()
-    for i, sample in zip(experiment.validation, data.val, strict=True):
-        assert np.array_equal(experiment.labels.hard(int(i)), sample.truth())
+    for i, sample in zip(experiment.context.validation, data.val, strict=True):
+        assert np.array_equal(experiment.parts.labels.hard(int(i)), sample.truth())
     with pytest.raises(ValueError, match="image 'train_0000' has none"):
-        Experiment(replace(base, method="full"), hidden, progress=False)
+        Experiment(alike(base, "full"), hidden, progress=False)
 
 
 @pytest.mark.parametrize(

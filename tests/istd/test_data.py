@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from bilevel.batches import Walk
-from istd.data.crops import Augmentation, CropLoader, Normalisation
+from istd.data.crops import Augmentation, CropLoader
 from istd.data.images import read_image
 from istd.data.layouts import Sample, load_folder
 from istd.data.masks import read_mask
+from istd.data.normalisation import Normalisation
 from istd.data.points import centroid_points, coarse_points, jittered_points
 from istd.data.scenes import synthetic_dataset
 
@@ -359,7 +360,7 @@ def test_crops_are_a_function_of_seed_and_epoch():
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a.image, b.image)
         assert torch.equal(a.target, b.target)
-        assert torch.equal(a.samples, b.samples)
+        assert torch.equal(a.index, b.index)
     one.set_epoch(3)
     assert not all(torch.equal(a.image, b.image) for a, b in zip(one, two, strict=True))
 
@@ -380,8 +381,8 @@ def test_a_begun_pass_goes_on_exactly_though_the_pool_has_changed_since():
     walks[1].load_state_dict(torch.load(stored, weights_only=True))
     for a, b in zip(walks[0].take(3, 4), walks[1].take(3, 4), strict=True):
         assert torch.equal(a.image, b.image)
-        assert torch.equal(a.samples, b.samples)
-    assert sorted(first[0].samples.tolist()) == [0, 1, 2, 3]
+        assert torch.equal(a.index, b.index)
+    assert sorted(first[0].index.tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("size", [(50, 70), (20, 40), (33, 17)])
@@ -390,8 +391,8 @@ def test_image_and_target_stay_aligned_and_small_images_are_mirrored(size):
         batches = loader(marked_samples(size=size))
         batches.set_epoch(epoch)
         for batch in batches:
-            assert batch.image.shape == (4, 1, 32, 32)
-            assert torch.equal(batch.image, batch.target)
+            assert batch.image.shape == (4, 3, 32, 32)
+            assert torch.equal(batch.image, batch.target.expand(-1, 3, -1, -1))
 
 
 def test_focused_crops_hold_their_target_and_zoom_keeps_it():
@@ -419,9 +420,9 @@ def test_contrast_channels_hold_the_repeated_one_and_two_that_ignore_gain_and_of
         return normalisation(torch.from_numpy(x)[None, None], torch.tensor([normalisation.constants(x)]))
 
     one, three = see(repeat, image), see(contrast, image)
-    assert one.shape[1] == 1
+    assert one.shape[1] == 3  # one, repeated
     assert three.shape[1] == 3
-    assert torch.equal(three[:, :1], one)
+    assert torch.equal(three[:, :1], one[:, :1])
     changed = see(contrast, 0.5 * image + 0.2)
     assert torch.allclose(changed[:, 1:], three[:, 1:], atol=1e-4)
     assert not torch.allclose(changed[:, :1], three[:, :1], atol=1e-2)
@@ -432,6 +433,6 @@ def test_a_crop_is_normalised_by_its_own_image():
     samples = marked_samples()
     contrast = Normalisation.fit(samples, channels="contrast")
     for batch in loader(samples, normalisation=contrast):
-        mean, std = torch.tensor([contrast.constants(samples[i].image) for i in batch.samples]).T
+        mean, std = torch.tensor([contrast.constants(samples[i].image) for i in batch.index]).T
         raw = batch.image[:, 0] * contrast.std + contrast.mean
         assert torch.allclose(batch.image[:, 1], (raw - mean[:, None, None]) / std[:, None, None], atol=1e-4)

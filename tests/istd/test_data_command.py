@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from istd.cli import main
-from istd.config import configure
-from istd.data.crops import Normalisation
 from istd.data.doubts import doubts_of
 from istd.data.layouts import SPLITS, Dataset, join, load_folder
+from istd.data.normalisation import Normalisation
 from istd.data.scenes import SceneConfig, synthetic_dataset
 from istd.data.sensor import SensorRange
-from istd.export import load_student, save_student
+from istd.inference.export import load_student, save_student
 from istd.metrics import evaluate_masks
-from istd.run import run, summary_table
+from istd.runs.run import run, summary_table
 from istd.students import create_student
+from istd.training.presets import configure
 from tests.istd.folders import SHAPE, centre, fill, image_of, mask_of, names, save, write_list
 
 N = names()
@@ -161,7 +161,7 @@ def test_detect_reads_images_by_the_rule_of_the_student(tmp_path, monkeypatch):
             seen.append(image)
             return image
 
-    monkeypatch.setattr("istd.commands.common.load_student", lambda path, device: Watch())
+    monkeypatch.setattr("istd.cli.common.load_student", lambda path, device: Watch())
     assert main(["detect", "s", "--images", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     assert np.allclose(seen[0], (frame - 7000.0) / 3000, atol=1e-6)
     with (tmp_path / "out" / "detections.csv").open(newline="") as file:
@@ -206,7 +206,7 @@ def test_training_prints_which_lists_it_used(folder, tmp_path, capsys, monkeypat
         seen["data"] = dataset
         raise ValueError("enough")
 
-    monkeypatch.setattr("istd.commands.train.run", stop)
+    monkeypatch.setattr("istd.cli.train.run", stop)
     flags = ["train", "--data", str(folder), "--out", str(tmp_path / "r"), "--preset", "smoke", "--quiet"]
     assert main([*flags, "--range", "0", "250"]) == 2
     assert "train mode/train.txt; val mode/val.txt; test mode/test.txt" in capsys.readouterr().out

@@ -12,12 +12,14 @@ from torch import nn
 
 from istd.batchnorm import accept_single_values, layers_with_single_values
 from istd.cli import main
-from istd.data.crops import Normalisation
+from istd.data.normalisation import Normalisation
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.export import content_digest, load_student, save_student
+from istd.inference.export import content_digest, load_student, save_student
+from istd.inference.padding import pad_to_multiple, stride_of
 from istd.metrics.holistic import DISTANCES, HolisticScore, _matched_gaps
-from istd.padding import pad_to_multiple, stride_of
 from istd.students import create_student
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_a_finished_run_is_resumed_by_its_folder_alone(trained, capsys):
     assert {**after, "seconds": 0, "digest": 0} == {**before, "seconds": 0, "digest": 0}
     for flags, message in (
         (["--epochs", "4"], "planned for 2 epochs and cannot be given 4: its learning rate has followed a cosine"),
-        (["--lr", "0.5"], "lr=0.004, this run has lr=0.5"),
+        (["--lr", "0.5"], "optimisation.lr=0.004, this run has optimisation.lr=0.5"),
         (["--threads", "2"], "threads=1, this run has threads=2"),
         (["--points", "coarse"], "was made with points="),
     ):

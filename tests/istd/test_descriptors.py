@@ -8,8 +8,8 @@ from skimage.filters import threshold_otsu
 
 from bilevel.reweighting import SharedClusterWeights
 from istd import descriptors
-from istd.clusters import cluster_coordinates, cluster_count, cluster_weights, distinct_columns
-from istd.descriptors import describe_image, describe_images
+from istd.weights.clusters import cluster_coordinates, cluster_count, cluster_weights, distinct_columns
+from istd.weights.descriptors import describe_image, describe_images
 
 
 def texture(seed=0, shape=(60, 75), sigma=1.5):

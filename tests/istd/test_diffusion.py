@@ -12,6 +12,7 @@ from istd.labels import INITIAL_MASKS, DiffusionMask, HeatDiffusion
 from istd.labels.diffusion import cut_windows, diffuse, local_entropy
 from istd.labels.initial import HalfMaximum
 from istd.metrics import evaluate_masks
+from tests.istd.tiny import mask_of
 
 
 def test_a_cosine_decays_as_the_heat_equation_says():
@@ -76,23 +77,23 @@ def test_entropy_is_zero_where_nothing_varies_and_one_where_all_bins_are_full():
 def test_masks_are_drawn_from_points_alone_at_every_border():
     scenes = synthetic_dataset(20, 1, 1, SceneConfig(size=96)).train
     rule = INITIAL_MASKS["diffusion"]
-    found = evaluate_masks([(rule(s.image, s.points).mask, s.truth()) for s in scenes])
+    found = evaluate_masks([(rule(s).mask, s.truth()) for s in scenes])
     assert found["IoU"] > 0.6
     assert found["Pd"] > 0.9
     image = np.full((40, 50), 0.2, dtype=np.float32)
     corners = np.array([[0, 0], [39, 49], [0, 25]])
     for row, col in corners:
         image[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2] = 0.9
-    drawn = rule(image, corners)
+    drawn = mask_of(rule, image, corners)
     assert drawn.mask.shape == image.shape
     assert drawn.mask[tuple(corners.T)].all()
     assert drawn.mask.sum() < 60
     assert drawn.reliable.all()
-    assert not rule(image, np.zeros((0, 2), dtype=np.int64)).mask.any()
+    assert not mask_of(rule, image, np.zeros((0, 2), dtype=np.int64)).mask.any()
 
 
 def test_a_flat_window_gives_a_small_doubtful_mask():
-    drawn = INITIAL_MASKS["diffusion"](np.full((40, 40), 0.5, dtype=np.float32), np.array([[20, 20]]))
+    drawn = mask_of(INITIAL_MASKS["diffusion"], np.full((40, 40), 0.5, dtype=np.float32), np.array([[20, 20]]))
     assert drawn.mask.sum() == 9
     assert not drawn.reliable[0]
 
@@ -105,7 +106,7 @@ def test_batched_targets_equal_single_ones():
     for i in range(len(scene.points)):
         alone = model(torch.from_numpy(found.contrast[i : i + 1]), torch.from_numpy(found.region[i : i + 1]))
         assert torch.allclose(together[i], alone[0], atol=1e-5)
-    assert DiffusionMask(model)(scene.image, scene.points).mask.any()
+    assert DiffusionMask(model)(scene).mask.any()
 
 
 @pytest.mark.parametrize("bad", [{"conductivity": 0.0}, {"stopping": -1.0}, {"balance": 1.0}, {"mixing": 0.0}])

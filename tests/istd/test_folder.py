@@ -9,7 +9,9 @@ import pytest
 from bilevel import files
 from bilevel.files import FileInUseError
 from istd.cli import main
-from istd.folder import FILES, RunFolder, check_folder, read_json, write_json
+from istd.files import read_json, write_json
+from istd.runs.folder import FILES
+from istd.runs.holding import HeldFolder, check_folder
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def test_an_overwritten_run_returns_if_the_new_one_fails_before_an_epoch(old):
     before = contents(old)
 
     def fail():
-        with RunFolder(old, overwrite=True):
+        with HeldFolder(old, overwrite=True):
             assert contents(old) == {}
             (old / "config.json").write_text("new")
             raise ValueError("typo")
@@ -37,21 +39,22 @@ def test_an_overwritten_run_returns_if_the_new_one_fails_before_an_epoch(old):
     assert contents(old) == before
 
 
+@pytest.mark.slow
 def test_an_overwritten_run_returns_if_the_new_one_was_killed_before_an_epoch(old):
     before = contents(old)
-    code = f"import os; from pathlib import Path; from istd.folder import RunFolder; p = Path({str(old)!r})\n"
-    code += "with RunFolder(p, overwrite=True): (p / 'config.json').write_text('new'); os.kill(os.getpid(), 9)"
+    code = f"import os; from pathlib import Path; from istd.runs.holding import HeldFolder; p = Path({str(old)!r})\n"
+    code += "with HeldFolder(p, overwrite=True): (p / 'config.json').write_text('new'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert contents(old) == {"config.json": "new"}
     with pytest.raises(FileExistsError, match="--resume"):
         check_folder(old, resume=False, overwrite=False)
-    with RunFolder(old, resume=True):  # the new one left no checkpoint: what can be resumed is the old one
+    with HeldFolder(old, resume=True):  # the new one left no checkpoint: what can be resumed is the old one
         assert contents(old) == before
 
 
 def test_an_overwritten_run_goes_when_the_new_one_has_finished_an_epoch(old):
     def stop():
-        with RunFolder(old, overwrite=True) as folder:
+        with HeldFolder(old, overwrite=True) as folder:
             (old / "checkpoint.pt").write_text("new")
             folder.on_inner_step(None, 1, 5)
             assert (old / ".replaced").exists()
@@ -64,16 +67,19 @@ def test_an_overwritten_run_goes_when_the_new_one_has_finished_an_epoch(old):
     assert not (old / ".replaced").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_WAIT", 0.0)
-    code = f"from pathlib import Path; from istd.folder import RunFolder; f = RunFolder(Path({str(tmp_path)!r}))\n"
+    code = (
+        f"from pathlib import Path; from istd.runs.holding import HeldFolder; f = HeldFolder(Path({str(tmp_path)!r}))\n"
+    )
     code += "with f: print('in', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(FileInUseError, match="at work on"), RunFolder(tmp_path):
+        with pytest.raises(FileInUseError, match="at work on"), HeldFolder(tmp_path):
             pass
         other.kill()  # the lock dies with its process
-    with RunFolder(tmp_path):
+    with HeldFolder(tmp_path):
         pass
 
 
@@ -87,7 +93,7 @@ def test_what_does_not_fit_a_folder_is_refused_before_anything_is_done(old, tmp_
     assert main(["train", "--overwrite", "--data", str(tmp_path / "TYPO"), "--out", str(old)]) == 2
     assert "not a folder" in capsys.readouterr().err
     assert contents(old) == before
-    assert main(["train", "--overwrite", "--vfm-weights", "nowhere.pth", "--out", str(old), "--threads", "1"]) == 2
+    assert main(["train", "--overwrite", "--vfm.weights", "nowhere.pth", "--out", str(old), "--threads", "1"]) == 2
     assert "not a file" in capsys.readouterr().err
     assert contents(old) == before
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from istd.config import PRESETS
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.folder import write_json
-from istd.grid import cell_state
-from istd.identity import data_identity, file_digest, first_difference, is_sealed, run_identity, sealed
+from istd.files import write_json
+from istd.runs import RunFolder
+from istd.runs.identity import data_identity, file_digest, first_difference, is_sealed, run_identity, sealed
+from istd.training.presets import configure
 
-CONFIG = PRESETS["smoke"]
+SETTINGS = configure("smoke")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def test_every_change_of_the_data_is_told_apart(scenes):
 def test_threads_and_the_weight_file_count(scenes, tmp_path):
     file = tmp_path / "vit.safetensors"
     file.write_bytes(b"one")
-    config = replace(CONFIG, vfm_weights=str(file), vfm_random=False)
-    known = run_identity(config, scenes, 1)
+    settings = SETTINGS.changed(**{"vfm.weights": str(file), "vfm.random": False})
+    known = run_identity(settings, scenes, 1)
     assert known["vfm_weights_digest"] == file_digest(file)
-    assert first_difference(known, run_identity(config, scenes, 2)) == "threads"
+    assert first_difference(known, run_identity(settings, scenes, 2)) == "threads"
     file.write_bytes(b"two")
-    assert first_difference(known, run_identity(config, scenes, 1)) == "vfm_weights_digest"
+    assert first_difference(known, run_identity(settings, scenes, 1)) == "vfm_weights_digest"
 
 
 def test_results_carry_a_digest_of_themselves():
@@ -60,21 +60,21 @@ def test_results_carry_a_digest_of_themselves():
 
 
 def test_a_cell_is_known_by_content_and_a_broken_result_is_made_again(scenes, tmp_path):
-    identity = run_identity(CONFIG, scenes, 1)
-    assert cell_state(tmp_path, CONFIG, identity) == "empty"
-    write_json(tmp_path / "config.json", CONFIG.as_dict())
+    identity = run_identity(SETTINGS, scenes, 1)
+    assert RunFolder(tmp_path).state(SETTINGS, identity) == "empty"
+    write_json(tmp_path / "config.json", SETTINGS.as_dict())
     write_json(tmp_path / "run.json", {"identity": identity})
     (tmp_path / "checkpoint.pt").write_bytes(b"")
-    assert cell_state(tmp_path, CONFIG, identity) == "stopped"
-    assert cell_state(tmp_path, CONFIG, {**identity, "threads": 2}) == "other"
+    assert RunFolder(tmp_path).state(SETTINGS, identity) == "stopped"
+    assert RunFolder(tmp_path).state(SETTINGS, {**identity, "threads": 2}) == "other"
     write_json(tmp_path / "metrics.json", sealed({"student": {"IoU": 0.5}}))
-    assert cell_state(tmp_path, CONFIG, identity) == "finished"
-    assert cell_state(tmp_path, CONFIG, {**identity, "threads": 2}) == "finished"
-    assert cell_state(tmp_path, CONFIG, {**identity, "images": "others"}) == "other"
-    assert cell_state(tmp_path, replace(CONFIG, seed=1), identity) == "other"
+    assert RunFolder(tmp_path).state(SETTINGS, identity) == "finished"
+    assert RunFolder(tmp_path).state(SETTINGS, {**identity, "threads": 2}) == "finished"
+    assert RunFolder(tmp_path).state(SETTINGS, {**identity, "images": "others"}) == "other"
+    assert RunFolder(tmp_path).state(SETTINGS.changed(seed=1), identity) == "other"
     text = (tmp_path / "metrics.json").read_text()
     for broken in (text[:20], text.replace("0.5", "0.6"), "", "[]"):
         (tmp_path / "metrics.json").write_text(broken)
-        assert cell_state(tmp_path, CONFIG, identity) == "stopped"
+        assert RunFolder(tmp_path).state(SETTINGS, identity) == "stopped"
     (tmp_path / "config.json").write_text("{")
-    assert cell_state(tmp_path, CONFIG, identity) == "other"
+    assert RunFolder(tmp_path).state(SETTINGS, identity) == "other"

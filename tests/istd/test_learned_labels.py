@@ -1,17 +1,22 @@
 """Labels as functions of learned numbers: their derivatives, alone and through crops, and runs that learn them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from istd.config import configure
-from istd.data.crops import Augmentation, Batch, CropLoader, Normalisation
+from istd.data.crops import Augmentation, Batch, CropLoader
 from istd.data.layouts import Sample
+from istd.data.normalisation import Normalisation
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.experiment import Experiment
-from istd.labels import DiffusedMasks, DiffusionMask, HeatDiffusion, LearnedLabels, point_maps
+from istd.labels import DiffusedLabels, DiffusionMask, HeatDiffusion, LearnedLabels, point_maps
 from istd.labels.learned import labels_and_slopes
 from istd.objectives import PointOuter
+from istd.training.experiment import Experiment
+from tests.istd.tiny import settings
+
+pytestmark = pytest.mark.slow
 
 TINY = {"width": 0.25, "crop": 32, "batch_size": 4, "student": "mlcl", "epochs": 4, "evaluate_every": 2}
 
@@ -42,20 +47,20 @@ def test_slopes_are_finite_differences():
 
 def test_fresh_labels_are_the_rule_s_masks(scenes):
     model = HeatDiffusion()
-    masks = DiffusedMasks(scenes.train, model)
+    masks = DiffusedLabels(scenes.train, model)
     rule = DiffusionMask(model)
     for i, sample in enumerate(scenes.train):
-        assert np.array_equal(masks.hard(i), rule(sample.image, sample.points).mask)
-        assert np.array_equal(masks.start[i], masks.hard(i))
-    other = DiffusedMasks(scenes.train, HeatDiffusion(stopping=8.0, mixing=0.75))
+        assert np.array_equal(masks.hard(i), rule(sample).mask)
+        assert np.array_equal(masks.now.start[i], masks.hard(i))
+    other = DiffusedLabels(scenes.train, HeatDiffusion(stopping=8.0, mixing=0.75))
     other.model.load_state_dict(model.state_dict())
     other.redraw()
-    for i in range(len(masks)):
+    for i in range(len(masks.now)):
         np.testing.assert_allclose(other.maps(i), masks.maps(i), atol=1e-6)
 
 
 def test_fixed_labels_stay_and_have_no_slope(scenes):
-    masks = DiffusedMasks(scenes.train, HeatDiffusion())
+    masks = DiffusedLabels(scenes.train, HeatDiffusion())
     square = np.zeros((64, 64), dtype=bool)
     square[3:6, 3:6] = True
     masks.fix(np.array([2]), [square])
@@ -68,14 +73,14 @@ def test_fixed_labels_stay_and_have_no_slope(scenes):
 
 
 def test_state_brings_back_labels_and_numbers(scenes):
-    masks = DiffusedMasks(scenes.train, HeatDiffusion())
+    masks = DiffusedLabels(scenes.train, HeatDiffusion())
     with torch.no_grad():
         masks.model.mixing_logit.add_(0.3)
     masks.redraw()
-    other = DiffusedMasks(scenes.train, HeatDiffusion())
+    other = DiffusedLabels(scenes.train, HeatDiffusion())
     other.load_state_dict(masks.state_dict())
     assert torch.equal(other.model.mixing_logit, masks.model.mixing_logit)
-    for i in range(len(masks)):
+    for i in range(len(masks.now)):
         np.testing.assert_array_equal(other.maps(i), masks.maps(i))
 
 
@@ -87,7 +92,7 @@ def test_the_derivative_of_a_loss_on_crops_is_that_of_labels_drawn_anew(scenes):
     model = HeatDiffusion()
 
     def batch_of(diffusion):
-        masks = DiffusedMasks(scenes.train, diffusion)
+        masks = DiffusedLabels(scenes.train, diffusion)
         loader = CropLoader(
             scenes.train,
             masks.maps,
@@ -110,15 +115,15 @@ def test_the_derivative_of_a_loss_on_crops_is_that_of_labels_drawn_anew(scenes):
 
 
 def test_a_run_learns_the_numbers_and_draws_its_labels_anew(scenes, tmp_path):
-    config = configure("smoke", "diffuse-to-detect", **TINY, bilevel_every=1, bilevel_steps=2, labels_lr=0.1)
+    config = settings("smoke", "diffuse-to-detect", **TINY, outer__every=1, outer__steps=2, diffusion_lr=0.1)
     whole = Experiment(config, scenes, progress=False)
-    start = whole.labels.model.readable()
+    start = whole.parts.labels.model.readable()
     whole.fit()
-    assert all(whole.labels.model.readable()[name] != value for name, value in start.items())
-    assert whole.trainer.history[-1]["beta"] == pytest.approx(whole.labels.model.readable()["beta"])
+    assert all(whole.parts.labels.model.readable()[name] != value for name, value in start.items())
+    assert whole.trainer.history[-1]["beta"] == pytest.approx(whole.parts.labels.model.readable()["beta"])
     assert any(entry["label_change"] > 0 for entry in whole.trainer.history)
-    for i in whole.validation:
-        assert np.array_equal(whole.labels.hard(i), whole.labels.start[i])
+    for i in whole.context.validation:
+        assert np.array_equal(whole.parts.labels.hard(i), whole.parts.labels.now.start[i])
 
     first = Experiment(config, scenes, checkpoint=tmp_path / "c.pt", progress=False)
     first.trainer.fit(2)
@@ -130,14 +135,14 @@ def test_a_run_learns_the_numbers_and_draws_its_labels_anew(scenes, tmp_path):
 
 
 def test_numbers_stay_where_they_are_not_to_be_learned(scenes):
-    for changes in ({"labels_lr": 0.0}, {"initial": "half-maximum"}):
-        experiment = Experiment(configure("smoke", "diffuse-to-detect", **TINY | changes), scenes, progress=False)
-        assert not isinstance(experiment.labels, DiffusedMasks)
+    for changes in ({"diffusion_lr": 0.0}, {"labels__rule": "half-maximum"}):
+        experiment = Experiment(settings("smoke", "diffuse-to-detect", **TINY | changes), scenes, progress=False)
+        assert not isinstance(experiment.parts.labels, DiffusedLabels)
 
 
 @pytest.mark.parametrize("method", ["diffuse-to-detect", "semantic-priors"])
 def test_points_alone_can_judge(scenes, method):
-    config = configure("smoke", method, **TINY, outer_labels="points", bilevel_every=1, bilevel_steps=1, vfm_size=32)
+    config = settings("smoke", method, **TINY, outer__labels="points", outer__every=1, outer__steps=1, vfm__size=32)
     experiment = Experiment(config, scenes, progress=False)
     experiment.fit()
     assert np.isfinite(experiment.trainer.history[-1]["outer_loss"])
@@ -154,17 +159,19 @@ def test_the_loss_of_points_by_hand():
     assert counted[20, 46] == 1
     logits = torch.zeros(1, 1, 64, 64, requires_grad=True)
     batch = Batch(torch.zeros(1, 1, 64, 64), maps[None], torch.zeros(1).long(), None)
-    loss = PointOuter()(lambda x: logits, None, batch)
+    loss = PointOuter()(SimpleNamespace(student=lambda x: logits), None, batch)
     assert loss.item() == pytest.approx(2 * np.log(2), rel=1e-6)
     loss.backward()
     assert float(logits.grad[0, 0, 20, 30]) == pytest.approx(-0.5 / 9)
     assert float(logits.grad[0, 0, 20, 40]) == 0
     assert float(logits.grad[0, 0, 60, 60]) == pytest.approx(0.5 / float(counted.sum() - 9))
-    empty = Batch(batch.image, torch.from_numpy(point_maps((64, 64), np.zeros((0, 2), int)))[None], batch.samples, None)
-    assert PointOuter()(lambda x: logits, None, empty).item() == pytest.approx(np.log(2), rel=1e-6)
+    empty = Batch(batch.image, torch.from_numpy(point_maps((64, 64), np.zeros((0, 2), int)))[None], batch.index, None)
+    assert PointOuter()(SimpleNamespace(student=lambda x: logits), None, empty).item() == pytest.approx(
+        np.log(2), rel=1e-6
+    )
 
 
 def test_a_sample_without_points_has_an_empty_label():
     sample = Sample("empty", np.full((40, 40), 0.5, np.float32), np.zeros((0, 2), dtype=np.int64))
-    masks = DiffusedMasks([sample], HeatDiffusion())
+    masks = DiffusedLabels([sample], HeatDiffusion())
     assert not masks.maps(0).any()

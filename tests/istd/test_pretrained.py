@@ -9,7 +9,7 @@ import torch
 
 from istd import pretrained
 from istd.data.crops import Normalisation
-from istd.export import load_student, save_student
+from istd.inference import load_student, save_student
 from istd.pretrained import PACKAGES, PretrainedWeightsError, WeightPackage, matched_in_order
 from istd.students import STUDENTS, create_student, start_weights
 from istd.students.unet import ARCHITECTURE, SameConv

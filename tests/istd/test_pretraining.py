@@ -9,6 +9,8 @@ from istd.cli import main
 from istd.teacher import load_vfm
 from istd.teacher.pretraining import Pretraining, _retrieval, pretrain
 
+pytestmark = pytest.mark.slow
+
 SMALL = "test_vit"  # timm's own toy: 0.4 M parameters
 QUICK = Pretraining(steps=60, batch_size=8, size=64, lr=1e-3)
 

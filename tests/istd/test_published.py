@@ -13,13 +13,12 @@ from torch import nn
 
 from istd import load_published, load_student
 from istd.cli import main
-from istd.config import Config
-from istd.data.crops import Normalisation
-from istd.data.normalisations import NORMALISATIONS
+from istd.data.normalisation import NORMALISATIONS, Normalisation
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.experiment import Experiment
 from istd.students import STUDENTS, create_student
 from istd.students.published import match_published, read_checkpoint
+from istd.training.experiment import Experiment
+from istd.training.presets import configure
 from tests.istd import references
 
 FULL = [n for n in STUDENTS if (references.FULL / f"{n}.json").is_file()]
@@ -244,6 +243,6 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
 
 
 def test_three_channels_for_a_network_of_one_are_refused_before_training():
-    config = Config(method="plain", student="acm-lesps", channels="contrast")
-    with pytest.raises(ValueError, match="`channels='contrast'` gives three input channels, and 'acm-lesps' takes 1"):
-        Experiment(config, synthetic_dataset(4, 2, 1, SceneConfig(size=64)), progress=False)
+    settings = configure("smoke", "plain", student="acm-lesps", channels="contrast")
+    with pytest.raises(ValueError, match="`channels='contrast'` gives three input channels, and the network takes 1"):
+        Experiment(settings, synthetic_dataset(4, 2, 1, SceneConfig(size=64)), progress=False)

@@ -9,17 +9,19 @@ from torch import nn
 
 from bilevel.modules import parameters_of, problem_from_modules
 from bilevel.reweighting import TableWeights
-from istd.alignment import OutputAlignment
-from istd.config import configure
 from istd.data.crops import Batch
 from istd.data.layouts import Sample
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.experiment import Experiment
 from istd.labels import INITIAL_MASKS, AreaPrior, InitialMask, ParticleDiffusion
 from istd.labels.leak import CLASSES, PADDING
 from istd.metrics import evaluate_masks
 from istd.objectives import BareOuter, Segmentation
-from istd.run import run
+from istd.runs.run import run
+from istd.training.experiment import Experiment
+from istd.weights.alignment import OutputAlignment
+from tests.istd.tiny import settings
+
+pytestmark = pytest.mark.slow
 
 TINY = {"width": 0.25, "crop": 32, "batch_size": 4, "student": "mlcl", "epochs": 2, "evaluate_every": 1}
 
@@ -58,35 +60,35 @@ def test_particles_are_seeded_and_do_not_know_their_neighbours():
 def test_particle_masks_resemble_those_of_the_grid(scenes):
     pairs = [
         (
-            INITIAL_MASKS["diffusion-particles"](s.image, s.points).mask,
-            INITIAL_MASKS["diffusion"](s.image, s.points).mask,
+            INITIAL_MASKS["diffusion-particles"](s).mask,
+            INITIAL_MASKS["diffusion"](s).mask,
         )
         for s in scenes.train
     ]
     assert evaluate_masks(pairs)["IoU"] > 0.6
 
 
-def test_a_told_area_bounds_what_a_rule_sees_and_draws():
+def test_a_known_area_bounds_what_a_rule_sees_and_draws():
     seen = []
 
-    def everything(image, points):
-        seen.append(image.shape)
-        return InitialMask(np.ones(image.shape, dtype=bool), np.ones(len(points), dtype=bool))
+    def everything(sample):
+        seen.append(sample.image.shape)
+        return InitialMask(np.ones(sample.image.shape, dtype=bool), np.ones(len(sample.points), dtype=bool))
 
     image, truth = np.zeros((120, 120), np.float32), np.zeros((120, 120), dtype=bool)
     places = ((20, 20, 1), (60, 60, 3), (60, 20, 6))  # areas 9, 49 and 169: a point, a spot, an extended target
     for row, col, reach in places:
         truth[row - reach : row + reach + 1, col - reach : col + reach + 1] = True
     for (row, col, _), (_, half) in zip(places, CLASSES, strict=True):
-        mask = AreaPrior(everything)(image, np.array([[row, col]]), truth).mask
+        mask = AreaPrior(everything)(Sample("", image, np.array([[row, col]]), truth)).mask
         rows, cols = np.nonzero(mask)
         assert (rows.min(), cols.min()) == (max(row - half, 0), max(col - half, 0))
         assert rows.max() == row + half
         assert seen[-1][0] == min(row, half + PADDING) + 1 + half + PADDING
 
 
-def test_runs_that_are_told_areas_say_so(scenes, tmp_path):
-    config = configure("smoke", "plain", **TINY, leaks_mask_area=True, initial="diffusion")
+def test_runs_that_know_areas_say_so(scenes, tmp_path):
+    config = settings("smoke", "plain", **TINY, labels__leaks_mask_area=True, labels__rule="diffusion")
     assert run(config, scenes, tmp_path / "run", progress=False)["leaks_mask_area"] is True
     blind = tuple(Sample(s.name, s.image, s.points) for s in scenes.train)
     with pytest.raises(ValueError, match="has none"):
@@ -98,8 +100,8 @@ def test_alignment_by_hand():
     student, weights = nn.Conv2d(3, 1, 1), TableWeights.per_sample(3)
     nn.init.zeros_(student.weight)
     nn.init.zeros_(student.bias)
-    train = Batch(torch.zeros(3, 1, 1, 1), torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1, 1), torch.arange(3), None)
-    val = Batch(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1).long(), None)
+    train = Batch(torch.zeros(3, 3, 1, 1), torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1, 1), torch.arange(3), None)
+    val = Batch(torch.zeros(1, 3, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1).long(), None)
     problem = problem_from_modules(student, weights, Segmentation("bce"), BareOuter("bce"))
     trees = parameters_of(student), parameters_of(weights)
     found = OutputAlignment(student, weights)(problem, *trees, [train], val)
@@ -115,13 +117,15 @@ def test_alignment_by_hand():
 
 
 def test_the_published_update_trains(scenes):
-    config = configure("smoke", "diffuse-to-detect", **TINY, variant="published", bilevel_every=1, bilevel_steps=1)
+    config = settings(
+        "smoke", "diffuse-to-detect", **TINY, outer__hypergradient="output-alignment", outer__every=1, outer__steps=1
+    )
     experiment = Experiment(config, scenes, progress=False)
-    before = [p.detach().clone() for p in experiment.weights.parameters()]
-    buffers = {n: b.clone() for n, b in experiment.network.named_buffers()}
+    before = [p.detach().clone() for p in experiment.parts.weights.parameters()]
+    buffers = {n: b.clone() for n, b in experiment.parts.network.named_buffers()}
     experiment.trainer.outer_step(
         list(experiment.trainer.inner_batches)[:1], next(iter(experiment.trainer.outer_batches))
     )
-    assert all(torch.equal(b, buffers[n]) for n, b in experiment.network.named_buffers())
+    assert all(torch.equal(b, buffers[n]) for n, b in experiment.parts.network.named_buffers())
     experiment.fit()
-    assert any(not torch.equal(a, b) for a, b in zip(before, experiment.weights.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, experiment.parts.weights.parameters(), strict=True))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from skimage.filters import threshold_otsu
 
+from istd.data.dataset import Sample
 from istd.labels import INITIAL_MASKS, AreaPrior, ReleasedDiffusion, with_crf
 from istd.labels.contrast_limited import equalise
 from istd.labels.released_diffusion import EXTENDED, POINT, SPOT, TargetClass, further_sources, threshold, walk
@@ -91,7 +92,7 @@ def test_masks_are_those_of_the_released_code():
     expected = np.zeros(image.shape, bool)
     for row, first, last in runs:
         expected[row, first : last + 1] = True
-    found = ReleasedDiffusion()(image, points, np.array([5, 40, 200])).mask
+    found = ReleasedDiffusion()(Sample("", image, points), np.array([5, 40, 200])).mask
     assert int((found ^ expected).sum()) <= 2
 
 
@@ -100,12 +101,12 @@ def test_areas_choose_the_class_and_without_them_all_are_spots():
     truth = np.zeros(image.shape, bool)
     truth[19:22, 21:24] = truth[36:45, 46:55] = truth[0:10, 60:70] = True  # 9, 81 and 100 pixels
     rule = ReleasedDiffusion()
-    told = AreaPrior(rule)(image, points, truth).mask
-    assert np.array_equal(told, rule(image, points, np.array([9, 81, 100])).mask)
-    assert np.array_equal(rule(image, points).mask, rule(image, points, np.full(3, 81)).mask)
-    assert not np.array_equal(told, rule(image, points).mask)
+    told = AreaPrior(rule)(Sample("", image, points, truth)).mask
+    assert np.array_equal(told, rule(Sample("", image, points), np.array([9, 81, 100])).mask)
+    assert np.array_equal(rule(Sample("", image, points)).mask, rule(Sample("", image, points), np.full(3, 81)).mask)
+    assert not np.array_equal(told, rule(Sample("", image, points)).mask)
     assert (POINT.half, SPOT.half, EXTENDED.half) == (5, 11, 25)
-    rows, cols = np.nonzero(rule(image, points[:1], np.array([9])).mask)
+    rows, cols = np.nonzero(rule(Sample("", image, points[:1]), np.array([9])).mask)
     assert (rows.min(), rows.max(), cols.min(), cols.max()) >= (15, 0, 17, 0)
     assert (rows.max(), cols.max()) < (25, 27)  # the box's last row and column are not in it, as published
 
@@ -113,9 +114,9 @@ def test_areas_choose_the_class_and_without_them_all_are_spots():
 def test_it_is_a_rule_like_others_with_the_crf_of_its_release():
     image, points = scene()
     rule = INITIAL_MASKS["diffusion-released"]
-    assert np.array_equal(rule(image, points).mask, rule(image, points).mask)
-    assert not rule(image, np.zeros((0, 2), dtype=np.int64)).mask.any()
-    corners = rule(np.full((20, 20), 0.4, np.float32), np.array([[0, 0], [19, 19]]))
+    assert np.array_equal(rule(Sample("", image, points)).mask, rule(Sample("", image, points)).mask)
+    assert not rule(Sample("", image, np.zeros((0, 2), dtype=np.int64))).mask.any()
+    corners = rule(Sample("", np.full((20, 20), 0.4, np.float32), np.array([[0, 0], [19, 19]])))
     assert corners.mask.shape == (20, 20)
     assert with_crf(rule).crf.bilateral == (8, 10, 110)
     assert with_crf(rule).crf.iterations == 5

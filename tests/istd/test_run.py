@@ -16,33 +16,24 @@ import torch
 from bilevel import TrainingDiverged
 from bilevel.reweighting import TableWeights
 from istd.cli import main
-from istd.config import PRESETS, configure, departures
 from istd.data.layouts import Dataset, Sample
 from istd.data.scenes import SceneConfig, synthetic_dataset
-from istd.experiment import Experiment
-from istd.export import load_student
-from istd.folder import check_folder
+from istd.inference.export import load_student
 from istd.metrics import evaluate_masks
-from istd.notes import notes_on
-from istd.run import learned_weights, load_run, run, summary_table
+from istd.runs import load_run, run
+from istd.runs.evaluation import learned_weights
+from istd.runs.holding import check_folder
+from istd.runs.notes import notes_on
+from istd.runs.summary import summary_table
 from istd.students import STUDENTS
 from istd.teacher import cached_tokens, image_tokens
+from istd.training.experiment import Experiment
+from istd.training.presets import configure, departures
+from tests.istd.tiny import tiny
 
 pytestmark = pytest.mark.slow
 
-TINY = replace(
-    PRESETS["smoke"],
-    width=0.25,
-    crop=32,
-    batch_size=4,
-    epochs=4,
-    bilevel_every=2,
-    bilevel_steps=1,
-    evolve_every=1,
-    evaluate_every=2,
-    vfm_size=32,
-    student="mlcl",
-)
+TINY = tiny()
 BLOCK = {"IoU", "nIoU", "Pd", "Fa"}
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "istd_point.py"
 TIMEOUT = 240  # seconds; a guard against hanging, far above what a slow machine needs
@@ -86,26 +77,27 @@ def test_a_run_writes_its_results(finished, scenes):
 def test_a_finished_run_can_be_looked_at_again(finished, scenes, tmp_path):
     out, metrics = finished
     experiment = load_run(out, scenes)
-    assert experiment.trainer.epoch == TINY.epochs
+    assert experiment.trainer.epoch == TINY.schedule.epochs
     experiment.load_best()
     found = evaluate_masks([(experiment.predict_student(s.image) > 0.5, s.truth()) for s in scenes.test])
     assert found == pytest.approx(metrics["student"])
     with pytest.raises(FileNotFoundError, match=r"no checkpoint\.pt; give the folder of a run"):
         load_run(tmp_path, scenes)
-    assert load_run(out, replace(scenes, name="others")).trainer.epoch == TINY.epochs  # a name is not the data
+    assert load_run(out, replace(scenes, name="others")).trainer.epoch == TINY.schedule.epochs  # a name is not the data
     with pytest.raises(ValueError, match="The checkpoint was made with images="):
         load_run(out, replace(scenes, test=scenes.test[1:]))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_learned_weights_are_held_against_the_masks_they_weigh(scenes, sign):
-    experiment = Experiment(replace(TINY, initial="canny"), scenes, progress=False)
-    weights = experiment.weights = TableWeights.per_sample(len(experiment.samples))
+    experiment = Experiment(tiny(labels__rule="canny"), scenes, progress=False)
+    weights = TableWeights.per_sample(len(experiment.context.samples))
+    experiment.parts = replace(experiment.parts, weights=weights)
     found = learned_weights(experiment)
     assert found == {"smallest": 1.0, "largest": 1.0, "mask_quality": None}  # uniform before training
-    pairs = [[(experiment.labels.hard(i), s.truth())] for i, s in enumerate(experiment.samples)]
+    pairs = [[(experiment.parts.labels.hard(i), s.truth())] for i, s in enumerate(experiment.context.samples)]
     quality = torch.tensor([evaluate_masks(p)["IoU"] for p in pairs], dtype=torch.float32)
-    assert quality[experiment.training].unique().numel() > 2
+    assert quality[experiment.context.training].unique().numel() > 2
     weights.logits.data = sign * quality
     found = learned_weights(experiment)
     assert found["mask_quality"] == pytest.approx(sign)
@@ -113,11 +105,11 @@ def test_learned_weights_are_held_against_the_masks_they_weigh(scenes, sign):
 
 
 def test_a_run_says_what_it_changed(finished):
-    assert finished[1]["changes"]["crop"] == 32
-    assert not {"seed", "student", "width", "vfm_random"} & finished[1]["changes"].keys()
+    assert finished[1]["changes"]["data.crop"] == 32
+    assert not {"seed", "student", "width", "vfm.random"} & finished[1]["changes"].keys()
     usual = configure("smoke", "fdep")
     assert departures(usual) == {}
-    assert departures(replace(usual, evolve_every=2)) == {"evolve_every": 2}
+    assert departures(usual.changed(crop=32)) == {"data.crop": 32}
 
 
 def test_the_exported_student_predicts_what_was_scored(finished, scenes):
@@ -128,7 +120,7 @@ def test_the_exported_student_predicts_what_was_scored(finished, scenes):
 
 
 def test_the_input_channels_travel_with_the_exported_student(scenes, tmp_path):
-    config = replace(TINY, method="plain", epochs=1, channels="contrast")
+    config = tiny("plain", epochs=1, channels="contrast")
     metrics = run(config, scenes, tmp_path, progress=False)
     from istd.metrics import evaluate_masks
 
@@ -137,18 +129,16 @@ def test_the_input_channels_travel_with_the_exported_student(scenes, tmp_path):
     found = evaluate_masks([(predictor(s.image) > 0.5, s.truth()) for s in scenes.test])
     assert found == pytest.approx(metrics["student"])
     with pytest.raises(ValueError, match="repeat, contrast"):
-        replace(TINY, channels="rgb")
+        tiny(channels="rgb")
 
 
 def test_the_outer_step_on_shared_weights_follows_the_inner_rate(scenes):
-    following, constant = (
-        Experiment(replace(TINY, epochs=2, shared_lr=x), scenes, progress=False) for x in (None, 0.1)
-    )
+    following, constant = (Experiment(tiny(epochs=2, outer__student_lr=x), scenes, progress=False) for x in (None, 0.1))
     rates = []
     for experiment in (following, constant):
         experiment.fit()
         rates.append(experiment.trainer.outer_optimizer.param_groups[-1]["lr"])
-    assert rates == [pytest.approx(0.1 * 0.01 * TINY.lr), 0.1]  # the cosine ends at 1 % of the peak
+    assert rates == [pytest.approx(0.1 * 0.01 * TINY.optimisation.lr), 0.1]  # the cosine ends at 1 % of the peak
 
 
 def test_inference_needs_neither_timm_nor_the_teacher(finished):
@@ -191,7 +181,7 @@ def test_training_never_opens_a_true_mask(scenes, method):
 
     data = Dataset("poisoned", poisoned(scenes.train), poisoned(scenes.val), poisoned(scenes.test))
     Poison.armed = True
-    experiment = Experiment(replace(TINY, method=method, epochs=2), data, progress=False)
+    experiment = Experiment(tiny(method, epochs=2), data, progress=False)
     experiment.fit()
     experiment.load_best()
     with pytest.raises(AssertionError, match="opened a true mask"):
@@ -200,7 +190,7 @@ def test_training_never_opens_a_true_mask(scenes, method):
 
 @pytest.mark.parametrize("method", ["plain", "full"])
 def test_methods_without_a_teacher(scenes, tmp_path, method):
-    metrics = run(replace(TINY, method=method, epochs=1), scenes, tmp_path, progress=False)
+    metrics = run(tiny(method, epochs=1), scenes, tmp_path, progress=False)
     assert metrics["teacher"] is None
     assert metrics["vfm"] is None
     assert metrics["learned_weights"] is None
@@ -212,7 +202,7 @@ def test_methods_without_a_teacher(scenes, tmp_path, method):
 @pytest.mark.parametrize("method", ["semantic-priors", "plain"])
 @pytest.mark.parametrize("student", list(STUDENTS))
 def test_every_student_trains_with_a_teacher_and_without(scenes, student, method):
-    experiment = Experiment(replace(TINY, student=student, method=method, epochs=1), scenes, progress=False)
+    experiment = Experiment(tiny(method, student=student, epochs=1), scenes, progress=False)
     before = [p.detach().clone() for p in experiment.student.parameters()]
     experiment.fit()
     moved = [not torch.equal(a, b) for a, b in zip(before, experiment.student.parameters(), strict=True)]
@@ -225,13 +215,32 @@ def test_every_student_trains_with_a_teacher_and_without(scenes, student, method
 @pytest.mark.parametrize(
     "changes",
     [
-        {"variant": "published", "weighted_outer": True, "student_loss": 0.0, "loss": "bce", "share_batch_norm": True},
-        {"variant": "gauss-newton", "vfm_view": "crop", "initial": "canny", "anchors": "ones", "student": "alcl"},
-        {"clusters": 3, "teacher_share": 0.5, "scale": 1.3, "gain": 1.2, "noise": 0.01, "select_on": "test"},
+        {
+            "outer__hypergradient": "rank-one-published",
+            "teaching__weighted_outer": True,
+            "teaching__student_loss_weight": 0.0,
+            "loss": "bce",
+            "teaching__share_batch_norm": True,
+        },
+        {
+            "outer__hypergradient": "rank-one",
+            "vfm__view": "crop",
+            "labels__rule": "canny",
+            "evolution__anchors": "ones",
+            "student": "alcl",
+        },
+        {
+            "clusters__count": 3,
+            "teaching__teacher_share": 0.5,
+            "scale": 1.3,
+            "gain": 1.2,
+            "noise": 0.01,
+            "select_on": "test",
+        },
     ],
 )
 def test_published_forms_and_options_run(scenes, tmp_path, changes):
-    metrics = run(replace(TINY, epochs=2, **changes), scenes, tmp_path, progress=False)
+    metrics = run(tiny(epochs=2, **changes), scenes, tmp_path, progress=False)
     assert 0.0 <= metrics["student"]["IoU"] <= 1.0
     assert metrics["selected_on"] == changes.get("select_on", "val")
 
@@ -241,7 +250,7 @@ def test_without_any_truth_the_report_leaves_out_what_needs_it(scenes, tmp_path)
         return tuple(Sample(s.name, s.image, s.points) for s in samples)
 
     data = Dataset("blind", blind(scenes.train), blind(scenes.val), blind(scenes.test))
-    metrics = run(replace(TINY, epochs=2), data, tmp_path, progress=False)
+    metrics = run(tiny(epochs=2), data, tmp_path, progress=False)
     assert metrics["student"] is None
     assert metrics["pseudo_masks"] == {"initial": None, "final": None}
     assert (tmp_path / "report.png").is_file()
@@ -251,7 +260,7 @@ def test_without_any_truth_the_report_leaves_out_what_needs_it(scenes, tmp_path)
 def test_images_without_targets_are_legal(scenes, tmp_path):
     empty = Sample("empty", np.full((64, 64), 0.3, np.float32), np.zeros((0, 2), np.int64), np.zeros((64, 64), bool))
     data = Dataset("with empty", (*scenes.train, empty), (*scenes.val, empty), (*scenes.test, empty))
-    metrics = run(replace(TINY, epochs=1, method="plain"), data, tmp_path, progress=False)
+    metrics = run(tiny("plain", epochs=1), data, tmp_path, progress=False)
     assert metrics["n_images"] == 5
 
 
@@ -277,9 +286,11 @@ def test_a_resumed_run_gives_the_same_metrics(scenes, finished, tmp_path):
 
     before, after = Counting(), Counting()
     with pytest.raises(KeyboardInterrupt):
-        run(TINY, scenes, tmp_path, progress=False, hooks=[before, Stop()])
-    metrics = run(TINY, scenes, tmp_path, resume=True, progress=False, hooks=[after])
-    assert after.seen == TINY.epochs * (before.seen - 2) // 2  # two epochs and two steps of the third were counted
+        run(TINY, scenes, tmp_path, progress=False, callbacks=[before, Stop()])
+    metrics = run(TINY, scenes, tmp_path, resume=True, progress=False, callbacks=[after])
+    assert (
+        after.seen == TINY.schedule.epochs * (before.seen - 2) // 2
+    )  # two epochs and two steps of the third were counted
     for key in ("student", "teacher", "pseudo_masks", "selected_epoch"):
         assert metrics[key] == expected[key], key
 
@@ -362,15 +373,15 @@ def test_a_folder_with_a_run_is_refused(finished, capsys):
 
 def test_resume_with_another_config_names_the_difference(finished, scenes):
     out, _ = finished
-    with pytest.raises(ValueError, match=r"lr=0\.004, this run has lr=0\.1"):
-        run(replace(TINY, lr=0.1), scenes, out, resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"optimisation\.lr=0\.004, this run has optimisation\.lr=0\.1"):
+        run(tiny(lr=0.1), scenes, out, resume=True, progress=False)
 
 
 def test_nan_in_an_image_names_the_batch_and_keeps_the_checkpoint(scenes, tmp_path):
     bad = scenes.train[2]
     image = bad.image.copy()
     data = replace(scenes, train=(*scenes.train[:2], Sample(bad.name, image, bad.points), *scenes.train[3:]))
-    experiment = Experiment(replace(TINY, method="plain"), data, checkpoint=tmp_path / "checkpoint.pt", progress=False)
+    experiment = Experiment(tiny("plain"), data, checkpoint=tmp_path / "checkpoint.pt", progress=False)
     image[:] = np.nan  # after the statistics were fitted
     with pytest.raises(TrainingDiverged, match=rf"(?s)images .*{bad.name}.*checkpoint of epoch 0 is kept"):
         experiment.fit()
@@ -381,8 +392,8 @@ def test_nan_in_an_image_names_the_batch_and_keeps_the_checkpoint(scenes, tmp_pa
     ("flags", "message"),
     [
         (["--data", "nowhere"], "not a folder"),
-        (["--vfm", "no_such_vit", "--vfm-random"], "not a timm model"),
-        (["--vfm-weights", "nowhere.pth"], "not a file"),
+        (["--vfm.name", "no_such_vit", "--vfm.random"], "not a timm model"),
+        (["--vfm.weights", "nowhere.pth"], "not a file"),
         (["--device", "cuda"], "no CUDA device"),
         (["--epochs", "0"], "`epochs` must be at least 1"),
         (["--width", "9"], "`width` must lie in (0, 4], got 9.0"),
@@ -396,16 +407,17 @@ def test_bad_flags_end_with_a_message_and_exit_code_2(flags, message, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"vfm_view": "half"}, {"crop": 50}, {"variant": "exact"}, {"method": "magic"}, {"loss": "l2"}]
+    "change",
+    [{"vfm__view": "half"}, {"crop": 50}, {"outer__hypergradient": "exact"}, {"method": "magic"}, {"loss": "l2"}],
 )
 def test_impossible_configs_are_refused(change):
     with pytest.raises(ValueError, match=r"must be|Unknown"):
-        replace(TINY, **change)
+        tiny(**change)
 
 
 def test_batches_of_one_image_train(scenes):
     """One image is a single value in the global gates of ACM, which have BatchNorm in the form of LESPS."""
-    experiment = Experiment(replace(TINY, student="acm-lesps", batch_size=1, epochs=1), scenes, progress=False)
+    experiment = Experiment(tiny(student="acm-lesps", batch_size=1, epochs=1), scenes, progress=False)
     experiment.fit()
     assert np.isfinite(experiment.predict_student(scenes.test[0].image)).all()
     assert any("met a single value per channel" in note for note in notes_on(experiment, None))
@@ -413,8 +425,8 @@ def test_batches_of_one_image_train(scenes):
 
 def on_the_spot(experiment):
     def tokens(index, crops):
-        images = [torch.from_numpy(experiment.samples[i].image)[None, None] for i in index.tolist()]
-        return torch.cat([experiment.vfm.tokens(image, TINY.vfm_size) for image in images])
+        images = [torch.from_numpy(experiment.context.samples[i].image)[None, None] for i in index.tolist()]
+        return torch.cat([experiment.parts.vision.model.tokens(image, TINY.vfm.size) for image in images])
 
     return tokens
 
@@ -422,9 +434,11 @@ def on_the_spot(experiment):
 def test_a_cache_in_full_precision_trains_exactly_like_features_computed_on_the_spot(scenes):
     histories = []
     for cached in (True, False):
-        experiment = Experiment(replace(TINY, student="acm"), scenes, progress=False)
-        images = [s.image for s in experiment.samples]
-        cache = image_tokens(experiment.vfm, images, TINY.vfm_size, torch.device("cpu"), False, torch.float32)
+        experiment = Experiment(tiny(student="acm"), scenes, progress=False)
+        images = [s.image for s in experiment.context.samples]
+        cache = image_tokens(
+            experiment.parts.vision.model, images, TINY.vfm.size, torch.device("cpu"), False, torch.float32
+        )
         source = cached_tokens(cache) if cached else on_the_spot(experiment)
         experiment.trainer.inner_batches.tokens = experiment.trainer.outer_batches.tokens = source
         histories.append(experiment.trainer.fit(2))
@@ -437,10 +451,10 @@ def test_half_precision_in_the_cache_moves_a_loss_by_no_more_than_its_rounding_i
     The second order is a thousandth of the first here and the float32 sums of both losses err by 1e-6: a twentieth of
     the bound covers the one, an absolute term the other.
     """
-    experiment = Experiment(replace(TINY, student="acm"), scenes, progress=False)
+    experiment = Experiment(tiny(student="acm"), scenes, progress=False)
     trainer, (batch, *_) = experiment.trainer, experiment.trainer.inner_batches
-    experiment.network.eval()  # the loss of one batch, without the moving statistics
-    exact = on_the_spot(experiment)(batch.samples, None)
+    experiment.parts.network.eval()  # the loss of one batch, without the moving statistics
+    exact = on_the_spot(experiment)(batch.index, None)
     assert float((batch.tokens - exact).abs().max()) > 0
     assert bool(((batch.tokens - exact).abs() <= 2**-11 * exact.abs() + 2**-25).all())
     exact.requires_grad_(True)
@@ -453,15 +467,30 @@ def test_half_precision_in_the_cache_moves_a_loss_by_no_more_than_its_rounding_i
 
 @pytest.mark.parametrize(
     "changes",
-    [{"descriptors": "vfm"}, {"transductive": True}, {"cluster_sharing": "nested"}, {"cluster_sharing": "smoothed"}],
+    [{"clusters__descriptors": "vfm"}, {"transductive": True}, {"sharing": "nested"}, {"sharing": "smoothed"}],
 )
 def test_clusters_in_every_form_train(scenes, changes):
-    experiment = Experiment(replace(TINY, epochs=2, clusters=3, bilevel_every=1, **changes), scenes, progress=False)
+    experiment = Experiment(tiny(epochs=2, clusters__count=3, outer__every=1, **changes), scenes, progress=False)
     experiment.fit()
-    assert len(experiment.weights.groups) == len(scenes.train) + len(scenes.val)
-    assert float(next(experiment.weights.parameters()).detach().abs().sum()) > 0  # the weights have moved
+    assert len(experiment.parts.weights.groups) == len(scenes.train) + len(scenes.val)
+    assert float(next(experiment.parts.weights.parameters()).detach().abs().sum()) > 0  # the weights have moved
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [("semantic-priors", {"scam__place": "spatial"}), ("semantic-priors", {}), ("fdep", {})]
+)
+def test_features_that_lie_where_the_crop_lies_train_a_teacher(scenes, tmp_path, method, changes):
+    """Both forms of SCAM and SAMF on a pyramid's features, which are computed once and cut out with the crop."""
+    backbone = {"vfm__name": "tf_efficientnet_lite0", "vfm__random": True, "vfm__view": "aligned"}
+    settings = tiny(method, epochs=2, scale=1.3, **backbone, **changes)
+    metrics = run(settings, scenes, tmp_path, progress=False)
+    assert set(metrics["teacher"]) == BLOCK
+    assert metrics["vfm_source"] == "random"
+    assert metrics["vfm_pretrained"] is False
+    with pytest.raises(ValueError, match=r"'spatial' needs `vfm.view` 'aligned' or 'crop', got 'image'"):
+        tiny(scam__place="spatial")
 
 
 def test_vfm_descriptors_need_a_vfm(scenes):
-    with pytest.raises(ValueError, match="`descriptors` is 'vfm'"):
-        Experiment(replace(TINY, method="no-vfm", descriptors="vfm"), scenes, progress=False)
+    with pytest.raises(ValueError, match=r"`clusters\.descriptors` is 'vfm'"):
+        Experiment(tiny("no-vfm", clusters__descriptors="vfm"), scenes, progress=False)

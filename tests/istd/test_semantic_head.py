@@ -19,6 +19,8 @@ from istd.teacher import (
 )
 from istd.teacher.semantic_head import training_spots
 
+pytestmark = pytest.mark.slow
+
 SIZE = (64, 80)
 
 

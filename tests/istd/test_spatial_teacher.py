@@ -240,11 +240,11 @@ def test_a_teacher_of_a_pyramid_teaches_crops_and_whole_images():
     image = np.random.default_rng(0).random((40, 60), dtype=np.float32)
     features = SpatialFeatures.compute(vfm, [image], progress=False)
     place = torch.tensor([[[1.0, 0, 4], [0, 1.0, 20]]])
-    crop = torch.from_numpy(image[4:36, 20:52])[None, None]
+    crop = torch.from_numpy(image[4:36, 20:52]).expand(1, 3, -1, -1)
     for adapter in (SpatialSCAM, SAMF):
         teacher = Teacher(student, adapter(vfm.depth, vfm.dim, channels)).eval()
         tokens = features.tokens(torch.tensor([0]), place, 32)
         assert tokens.shape == (1, 1, 8, 8, sum(vfm.widths))
         assert teacher(crop, tokens).teacher.shape == (1, 1, 32, 32)
-        whole = F.pad(torch.from_numpy(image)[None, None], (0, 4))
+        whole = F.pad(torch.from_numpy(image).expand(1, 3, -1, -1), (0, 4))
         assert teacher.teach(whole, features.whole(0, 4)).shape == (1, 1, 40, 64)

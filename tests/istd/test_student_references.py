@@ -11,6 +11,8 @@ from istd.students import STUDENTS, create_student
 from istd.students.published import create_on_meta
 from tests.istd import references
 
+pytestmark = pytest.mark.slow
+
 # Where a published module's output is found in our network: a module's path, the number of an encoder output, or, in
 # parentheses, why it has no counterpart.
 ACM = {"stem": "stem", "layer1": 0, "layer2": 1, "layer3": 2, "fuse2": "decoder.0.fuse", "uplayer1": "decoder.1.refine"}

@@ -332,7 +332,7 @@ def make_teacher(name="mlcl", **settings):
 def batch(n=4):
     g = torch.Generator().manual_seed(0)
     target = (torch.rand(n, 1, 32, 32, generator=g) > 0.98).float()
-    image = torch.randn(n, 1, 32, 32, generator=g) + 3 * target
+    image = (torch.randn(n, 1, 32, 32, generator=g) + 3 * target).expand(-1, 3, -1, -1)
     return Batch(image, target, torch.arange(n), torch.randn(n, 2, 9, 6, generator=g))
 
 
@@ -380,13 +380,13 @@ def test_the_published_inner_objective_trains_shared_weights_through_the_teacher
     teacher = make_teacher().train()
     spread_scam(teacher)
     b = batch()
-    published = TeacherInner(loss="bce", student=0.0)
+    published = TeacherInner(loss="bce", student_loss_weight=0.0)
     out = teacher(b.image, b.tokens)
     expected = (
         binary_cross_entropy(out.teacher, b.target) + 0.1 * distillation(out.teacher, out.student.detach())
     ).mean() + 5e-3 * teacher.adapter.gate_penalty()
     assert float(published(teacher, Ones(), b).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    with_student = TeacherInner(loss="bce", student=1.0)(teacher, Ones(), b)
+    with_student = TeacherInner(loss="bce", student_loss_weight=1.0)(teacher, Ones(), b)
     extra = binary_cross_entropy(out.student, b.target).mean()
     assert float(with_student.detach()) == pytest.approx(float((expected + extra).detach()), rel=1e-5)
 
@@ -395,10 +395,10 @@ def test_a_share_of_the_batch_passes_through_the_teacher():
     teacher = make_teacher().eval()
     spread_scam(teacher)
     b = batch()
-    half = TeacherInner(loss="bce", student=0.0, share=0.5)(teacher, Ones(), b)
-    first = Batch(b.image[:2], b.target[:2], b.samples[:2], b.tokens[:2])
+    half = TeacherInner(loss="bce", student_loss_weight=0.0, teacher_share=0.5)(teacher, Ones(), b)
+    first = Batch(b.image[:2], b.target[:2], b.index[:2], b.tokens[:2])
     assert float(half.detach()) == pytest.approx(
-        float(TeacherInner(loss="bce", student=0.0)(teacher, Ones(), first).detach()), rel=1e-5
+        float(TeacherInner(loss="bce", student_loss_weight=0.0)(teacher, Ones(), first).detach()), rel=1e-5
     )
 
 
@@ -416,7 +416,7 @@ def test_the_outer_objective_is_unweighted_unless_published():
     plain = StudentOuter(loss="bce")(teacher, Doubling(), b)
     published = StudentOuter(loss="bce", weighted=True)(teacher, Doubling(), b)
     assert float(plain.detach()) == pytest.approx(float(losses.mean().detach()), rel=1e-5)
-    weighted = float((Doubling()(b.samples) * losses).mean().detach())
+    weighted = float((Doubling()(b.index) * losses).mean().detach())
     assert float(published.detach()) == pytest.approx(weighted, rel=1e-5)
 
 
@@ -427,7 +427,7 @@ def test_weight_zero_is_dropping_the_sample():
 
     student = create_student("mlcl", 0.25).eval()
     b = batch()
-    first = Batch(b.image[:2], b.target[:2], b.samples[:2], None)
+    first = Batch(b.image[:2], b.target[:2], b.index[:2], None)
     assert float(Segmentation()(student, Drop(), b).detach()) == pytest.approx(
         float(Segmentation()(student, Ones(), first).detach()), rel=1e-5
     )

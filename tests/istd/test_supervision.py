@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istd.data.crops import Batch
+from istd.data.normalisation import Normalisation
 from istd.losses import SEGMENTATION_LOSSES, distillation
 from istd.objectives import (
     BareOuter,
@@ -17,7 +18,7 @@ from istd.objectives import (
     outline,
     supervision,
 )
-from istd.students import STUDENTS, create_student, repeat_channels, stages_of
+from istd.students import STUDENTS, create_student, stages_of
 from istd.students.base import Output, Stage, Student
 from istd.teacher import SCAM, Teacher
 
@@ -115,8 +116,8 @@ def test_the_teacher_supervises_all_maps_and_the_outer_loss_judges_the_deployed_
     kd = distillation(taught[0], bare[0], 4.0)
     gate = 5e-3 * teacher.adapter.gate_penalty()
     expected = (by_hand(taught, b.target) + 0.1 * kd).mean() + gate
-    assert torch.allclose(TeacherInner("bce", student=0.0)(teacher, Ones(), b), expected)
-    both = TeacherInner("bce", student=2.0)(teacher, Ones(), b)
+    assert torch.allclose(TeacherInner("bce", student_loss_weight=0.0)(teacher, Ones(), b), expected)
+    both = TeacherInner("bce", student_loss_weight=2.0)(teacher, Ones(), b)
     assert torch.allclose(both, expected + 2 * by_hand(bare, b.target).mean())
     outer = (BCE(bare[0], b.target) + distillation(bare[0], taught[0], 4.0)).mean()
     assert torch.allclose(StudentOuter("bce")(teacher, Ones(), b), outer)
@@ -124,13 +125,16 @@ def test_the_teacher_supervises_all_maps_and_the_outer_loss_judges_the_deployed_
 
 
 def test_images_get_the_channels_that_a_student_declares():
-    image = torch.randn(2, 1, 8, 8)
-    assert repeat_channels(image, network()).shape == (2, 1, 8, 8)
-    assert repeat_channels(image, nn.Identity()).shape == (2, 3, 8, 8)
-    three = torch.randn(2, 3, 8, 8)
-    assert torch.equal(repeat_channels(three, nn.Identity()), three)
-    with pytest.raises(ValueError, match=r"`image` has 3 channels, and ThreeMaps takes 1"):
-        repeat_channels(three, network())
+    image, constants = torch.rand(2, 1, 8, 8), torch.tensor([[0.5, 0.2]]).expand(2, 2)
+    one = Normalisation(0.4, 0.2)(image, constants, 1)
+    assert torch.equal(one, (image - 0.4) / 0.2)
+    three = Normalisation(0.4, 0.2)(image, constants, 3)
+    assert torch.equal(three, one.repeat(1, 3, 1, 1))
+    assert three.stride(1) == 0  # a view
+    contrast = Normalisation(0.4, 0.2, channels="contrast")
+    assert contrast(image, constants).shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"`channels='contrast'` gives three input channels, and the network takes 1"):
+        contrast(image, constants, 1)
 
 
 @pytest.mark.parametrize("name", list(STUDENTS))

@@ -1,11 +1,9 @@
 """When labels are updated: ours as the hook counts, PAL's as its release does."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from istd.hooks import LabelUpdates
+from istd.labels import Labels, LabelUpdates, PseudoMasks
 from istd.labels.schedule import published_schedule, update_schedule
 
 
@@ -40,18 +38,14 @@ def test_pal_updates_as_the_loop_of_its_release_counts(total):
 @pytest.mark.parametrize("total", [5, 40, 77])
 def test_our_schedule_is_the_hooks(total):
     schedule, seen = update_schedule(total, until=0.9), []
-    labels = SimpleNamespace(
-        fixed=np.array([False]),
-        admitted=np.array([False]),
-        points=[np.zeros((0, 2), np.int64)],
-        soft=[np.zeros((2, 2), np.float32)],
-        hard=lambda i: np.zeros((2, 2), bool),
-    )
+    waiting, nothing = np.array([False]), np.zeros((2, 2), bool)
+    masks = PseudoMasks((nothing.astype(np.float32),), (nothing,), (np.zeros((0, 2), np.int64),), waiting, waiting)
+    labels = Labels(masks)
 
     def admission(prediction, points, progress):
         seen.append(progress)
 
-    hook = LabelUpdates(labels, lambda i: None, None, admission, schedule.first, 5, schedule.last, schedule.admit_until)
+    hook = LabelUpdates(labels, lambda i: None, None, admission, schedule)
     due = []
     for e in range(1, total + 1):
         metrics = {}

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from istd.workers import WorkerDied, run_jobs
+from istd.runs.workers import WorkerDied, run_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def test_a_killed_worker_costs_its_own_result_alone():
 
 
 def test_workers_die_with_their_parent():
-    code = "from tests.istd.test_workers import work; from istd.workers import run_jobs\n"
+    code = "from tests.istd.test_workers import work; from istd.runs.workers import run_jobs\n"
     code += "if __name__ == '__main__': list(run_jobs({1: ('sleeps', 0)}, work, at_once=1, threads=1))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         worker = int(parent.stdout.readline())

@@ -1,0 +1,1 @@
+"""Training: presets, and the assembly of data, method and trainer."""
