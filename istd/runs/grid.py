@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from bilevel import TrainingDiverged
-from istd.settings import Settings
 from istd.data.dataset import Dataset
 from istd.runs.folder import RunFolder
 from istd.runs.identity import run_identity
@@ -19,6 +18,7 @@ from istd.runs.metrics import Metrics
 from istd.runs.run import run
 from istd.runs.table import SCALES
 from istd.runs.workers import WorkerDied, run_jobs
+from istd.settings import Settings
 
 Rows = Mapping[str, Settings]
 

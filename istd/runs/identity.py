@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from istd.settings import Settings
 from istd.data.dataset import SPLITS, Dataset, Sample
 from istd.files import as_json
+from istd.settings import Settings
 
 DIGEST = "digest"
 

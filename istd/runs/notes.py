@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from istd.batchnorm import layers_with_single_values
-from istd.training.experiment import Experiment
 from istd.labels import LabelUpdates
+from istd.training.experiment import Experiment
 
 
 def acted(history: Sequence[Mapping[str, float]]) -> dict[str, int]:

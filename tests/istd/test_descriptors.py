@@ -7,7 +7,7 @@ from skimage.feature import graycomatrix, graycoprops
 from skimage.filters import threshold_otsu
 
 from bilevel.reweighting import SharedClusterWeights
-from istd import descriptors
+from istd.weights import descriptors
 from istd.weights.clusters import cluster_coordinates, cluster_count, cluster_weights, distinct_columns
 from istd.weights.descriptors import describe_image, describe_images
 
