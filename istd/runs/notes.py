@@ -29,8 +29,8 @@ def notes_on(experiment: Experiment, detected: int | None) -> list[str]:
     updates = next((hook for hook in trainer.callbacks if isinstance(hook, LabelUpdates)), None)
     if updates is not None and not counts["label_updates"]:
         found.append(
-            f"LABEL EVOLUTION NEVER ACTED: updates are due in epochs {updates.schedule.first} to {updates.schedule.last}, the run has "
-            f"{epochs}. Train longer, or lower updates.start."
+            f"LABEL EVOLUTION NEVER ACTED: updates are due in epochs {updates.schedule.first} to "
+            f"{updates.schedule.last}, the run has {epochs}. Train longer, or lower updates.start."
         )
     outer = experiment.parts.outer
     if outer is not None and not counts["outer_phases"]:
@@ -41,8 +41,9 @@ def notes_on(experiment: Experiment, detected: int | None) -> list[str]:
     singles = layers_with_single_values(experiment.parts.network)
     if singles:
         found.append(
-            f"{singles} BatchNorm layers met a single value per channel in training (batch {s.optimisation.batch_size}, crop "
-            f"{s.data.crop}) and used their running statistics there; larger batches or crops train better."
+            f"{singles} BatchNorm layers met a single value per channel in training (batch "
+            f"{s.optimisation.batch_size}, crop {s.data.crop}) and used their running statistics there; larger batches "
+            "or crops train better."
         )
     if detected == 0:
         loader: Any = trainer.inner_batches

@@ -15,7 +15,7 @@ SCALES = {"IoU": 100.0, "nIoU": 100.0, "Pd": 100.0, "Fa": 1e6}
 
 
 def markdown(found: Mapping[str, Sequence[Metrics]], note: str) -> str:
-    """Mean and deviation over seeds; difference of IoU to the first row with a paired t-test; stability (`istd.runs.run`).
+    """Mean and deviation over seeds; difference of IoU to the first row with a paired t-test; stability.
 
     `IoU moves`: change of validation IoU, in points, between evaluations in the second half of a run. `labels move`:
     share of pseudo-mask foreground, in percent, that an update turns over.
