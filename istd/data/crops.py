@@ -33,6 +33,17 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
+class BatchNames:
+    """Names a batch when asked; until then it costs no wait for the device."""
+
+    samples: Sequence[Sample]
+    indices: Tensor
+
+    def __str__(self) -> str:
+        return "images " + ", ".join(self.samples[i].name for i in self.indices.tolist())
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """How a crop varies.
 

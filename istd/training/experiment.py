@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bilevel import BilevelTrainer, Schedule
 from istd.batchnorm import accept_single_values
-from istd.data.crops import Augmentation, CropLoader
-from istd.data.dataset import Dataset, Sample
+from istd.data.crops import Augmentation, BatchNames, CropLoader
+from istd.data.dataset import Dataset
 from istd.data.normalisation import Normalisation
 from istd.inference.padding import stride_of
 from istd.inference.predict import predict
@@ -143,14 +143,3 @@ class Experiment:
             "schedule": Schedule(every=outer.every, steps=outer.steps, start=outer.every),
             "shared": outer.shared,
         }
-
-
-@dataclass(frozen=True)
-class BatchNames:
-    """Names a batch when asked; until then it costs no wait for the device."""
-
-    samples: Sequence[Sample]
-    indices: Tensor
-
-    def __str__(self) -> str:
-        return "images " + ", ".join(self.samples[i].name for i in self.indices.tolist())
